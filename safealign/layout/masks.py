@@ -1,0 +1,56 @@
+"""The one place that decides who may attend to whom: float additive attention masks from layouts."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+
+import torch
+
+from safealign.layout.layout import NO_VERSION, Layout
+
+
+def build(
+    layouts: Sequence[Layout],
+    n_text: int | None = None,
+    n_safety: int | None = None,
+    window: int | None = None,
+    dtype: torch.dtype = torch.float32,
+) -> torch.Tensor:
+    """Returns the additive mask `[B, 1, Q, K]` (0 = may attend, dtype's minimum = may not), Q = K = T + S.
+
+    Text rows are padded on the right to `n_text`, safety rows to `n_safety`; padding attends to itself alone, so
+    that no softmax is empty. `window`: sliding-window size of the layer, counted among text rows; the slot is
+    exempt. Float, because a bool mask is silently wrong on eager attention.
+    """
+    n_text = max(layout.n_text for layout in layouts) if n_text is None else n_text
+    n_safety = max(len(layout.safety) for layout in layouts) if n_safety is None else n_safety
+    allowed = torch.stack([_allowed(layout, n_text, n_safety, window) for layout in layouts])
+    return additive(allowed, dtype).unsqueeze(1)
+
+
+def additive(allowed: torch.Tensor, dtype: torch.dtype = torch.float32) -> torch.Tensor:
+    """Turns a bool "may attend" tensor into an additive float mask of the same shape."""
+    mask = torch.zeros(allowed.shape, dtype=dtype, device=allowed.device)
+    return mask.masked_fill_(~allowed, torch.finfo(dtype).min)
+
+
+def _allowed(layout: Layout, n_text: int, n_safety: int, window: int | None) -> torch.Tensor:
+    size = n_text + n_safety
+    allowed = torch.eye(size, dtype=torch.bool)
+    length = layout.n_text
+    causal = torch.ones(length, length, dtype=torch.bool).tril()
+    if window is not None:
+        causal &= ~torch.ones(length, length, dtype=torch.bool).tril(-window)
+    allowed[:length, :length] = causal
+    _open_slot(allowed, layout, n_text)
+    for index, row in enumerate(layout.safety):
+        for span in row.attends:
+            allowed[n_text + index, span.start : span.end] = True
+    return allowed
+
+
+def _open_slot(allowed: torch.Tensor, layout: Layout, n_text: int) -> None:
+    """Lets each response row see its one slot version."""
+    for row, version in enumerate(layout.sees):
+        if version != NO_VERSION:
+            allowed[row, n_text + version] = True

@@ -1,0 +1,1 @@
+"""The safety token and head on any causal language model."""

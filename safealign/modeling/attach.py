@@ -1,0 +1,212 @@
+"""Attaches the safety token and head to any Hugging Face causal LM through hooks on its decoder.
+
+The rows are invisible to the caller: while *armed*, a forward of the model gets S safety rows behind its text
+rows, runs under the explicit float mask and position ids of the plan, and returns text rows only. Hooks sit on the
+decoder and its blocks because PEFT calls the causal LM's `forward` directly, which skips hooks on it.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from contextlib import contextmanager
+from dataclasses import dataclass, field
+from typing import Any
+
+import torch
+from torch import nn
+
+from safealign.errors import UnsupportedModelError
+from safealign.modeling.safety_token import HeadSettings, SafetyHead, SafetyToken
+
+TOKEN_NAME = "safety_token"
+HEAD_NAME = "safety_head"
+INITS = ("mean", "assistant_role")
+
+
+@dataclass
+class RowPlan:
+    """What an armed forward does with T text and S safety rows.
+
+    `mask`: additive float `[B, 1, T+S, K]` with K = cached columns + T + S. `position_ids`: `[B, T+S]`.
+    `compact`: optional bool `[B, T]`; the decoder then returns only those text rows, flattened to `[1, N, H]`
+    (so that a language-model head scores completion positions only). `capture` off spares the head's states.
+    """
+
+    n_safety: int
+    mask: torch.Tensor
+    position_ids: torch.Tensor
+    compact: torch.Tensor | None = None
+    capture: bool = True
+
+
+@dataclass
+class Capture:
+    """States caught during one armed forward: `states` is `[B, T+S, n_depths, H]` in fp32."""
+
+    plan: RowPlan
+    blocks: dict[int, torch.Tensor] = field(default_factory=dict)
+
+    @property
+    def states(self) -> torch.Tensor:
+        """All rows' states at the head's depths, shallow to deep."""
+        return torch.stack([self.blocks[depth].float() for depth in sorted(self.blocks)], dim=2)
+
+    def row_states(self) -> torch.Tensor:
+        """The safety rows' states `[B, S, n_depths, H]`."""
+        return self.states[:, -self.plan.n_safety :]
+
+
+class SafetyParts:
+    """The attached modules and the hooks that drive them.
+
+    `lm` is the causal LM (never a PEFT wrapper); `lm.safety_token` and `lm.safety_head` are its submodules, so
+    that PEFT's `modules_to_save` finds them.
+    """
+
+    def __init__(self, lm: nn.Module, settings: HeadSettings) -> None:
+        self.lm = lm
+        self.settings = settings
+        self.decoder: nn.Module = lm.get_decoder()  # type: ignore[operator]
+        self.layers = _decoder_layers(self.decoder)
+        self.depths = settings.blocks(len(self.layers))
+        self._active: Capture | None = None
+        self._handles = self._hook()
+
+    @property
+    def token(self) -> nn.Module:
+        """The safety token (or PEFT's wrapper of it)."""
+        return getattr(self.lm, TOKEN_NAME)
+
+    @property
+    def head(self) -> nn.Module:
+        """The safety head (or PEFT's wrapper of it)."""
+        return getattr(self.lm, HEAD_NAME)
+
+    @contextmanager
+    def armed(self, plan: RowPlan) -> Iterator[Capture]:
+        """While open, the next forwards of the model carry the plan's safety rows."""
+        if self._active is not None:
+            raise RuntimeError("the safety rows are armed already")
+        self._active = Capture(plan)
+        try:
+            yield self._active
+        finally:
+            self._active = None
+
+    def features(
+        self, row: torch.Tensor, mean: torch.Tensor | None = None, last: torch.Tensor | None = None
+    ) -> torch.Tensor:
+        """Concatenates the pools the head asks for; each input `[..., n_depths, H]`, output `[..., width]`."""
+        parts = {"row": row, "mean": mean, "last": last}
+        wanted = [parts[name] for name in self.settings.pool]
+        if any(part is None for part in wanted):
+            raise ValueError(f"this head pools {self.settings.pool}; some of these states were not given")
+        return torch.cat([part.float().flatten(-2) for part in wanted if part is not None], dim=-1)
+
+    def score(
+        self, row: torch.Tensor, mean: torch.Tensor | None = None, last: torch.Tensor | None = None
+    ) -> torch.Tensor:
+        """Safety logits in fp32, shape of the leading dimensions."""
+        return self.head(self.features(row, mean, last))
+
+    def detach(self) -> None:
+        """Removes every hook; the submodules stay."""
+        for handle in self._handles:
+            handle.remove()
+        self._handles = []
+
+    def _hook(self) -> list[Any]:
+        handles = [self.decoder.register_forward_pre_hook(self._before_decoder, with_kwargs=True)]
+        handles.append(self.decoder.register_forward_hook(self._after_decoder))
+        for depth in self.depths:
+            if depth < len(self.layers):
+                handles.append(self.layers[depth - 1].register_forward_hook(self._after_block(depth)))
+        return handles
+
+    def _before_decoder(self, module: nn.Module, args: tuple[Any, ...], kwargs: dict[str, Any]) -> Any:
+        if self._active is None:
+            return None
+        plan = self._active.plan
+        embeds = kwargs.get("inputs_embeds")
+        if embeds is None:
+            input_ids = kwargs.get("input_ids", args[0] if args else None)
+            embeds = self.lm.get_input_embeddings()(input_ids)  # type: ignore[operator]
+        if plan.n_safety:
+            token = self.token(embeds.shape[0], plan.n_safety).to(embeds.dtype)
+            embeds = torch.cat([embeds, token], dim=1)
+        kwargs = {**kwargs, "input_ids": None, "inputs_embeds": embeds, "position_ids": plan.position_ids}
+        kwargs["attention_mask"] = plan.mask.to(embeds.dtype)
+        return (), kwargs
+
+    def _after_block(self, depth: int) -> Any:
+        def hook(module: nn.Module, args: Any, output: Any) -> None:
+            if self._active is not None and self._active.plan.capture:
+                self._active.blocks[depth] = output[0] if isinstance(output, tuple) else output
+
+        return hook
+
+    def _after_decoder(self, module: nn.Module, args: Any, output: Any) -> Any:
+        if self._active is None:
+            return None
+        plan, hidden = self._active.plan, output.last_hidden_state
+        if plan.capture and self.depths[-1] == len(self.layers):
+            self._active.blocks[len(self.layers)] = hidden
+        text = hidden[:, : hidden.shape[1] - plan.n_safety]
+        output.last_hidden_state = text if plan.compact is None else text[plan.compact].unsqueeze(0)
+        return output
+
+
+def attach(
+    lm: nn.Module, settings: HeadSettings, init: str = "mean", role_ids: list[int] | None = None
+) -> SafetyParts:
+    """Adds the safety token and head to a causal LM and hooks its decoder.
+
+    `init`: `mean` (mean of all input embeddings) or `assistant_role` (mean of the embeddings of `role_ids`, the
+    template's role token; alignment gathers there, arXiv 2510.18081). Raises UnsupportedModelError for models that
+    cannot take a float 4-D mask, sliding windows among them.
+    """
+    check_supported(lm)
+    embedding: torch.Tensor = lm.get_input_embeddings().weight  # type: ignore[operator]
+    hidden = embedding.shape[1]
+    decoder: nn.Module = lm.get_decoder()  # type: ignore[operator]
+    if not hasattr(lm, TOKEN_NAME):
+        lm.add_module(TOKEN_NAME, SafetyToken(hidden).to(embedding.device))
+        lm.add_module(HEAD_NAME, SafetyHead(settings.width(len(_decoder_layers(decoder)), hidden)).to(embedding.device))
+        with torch.no_grad():
+            lm.get_submodule(TOKEN_NAME).weight.copy_(_initial_vector(embedding, init, role_ids))  # type: ignore[operator, union-attr]
+    return SafetyParts(lm, settings)
+
+
+def check_supported(lm: nn.Module) -> None:
+    """Refuses, with a reason, models whose attention cannot express the safety rows' mask."""
+    config: Any = getattr(lm, "config", None)
+    name = type(lm).__name__
+    if not hasattr(lm, "get_decoder") or not hasattr(lm, "get_input_embeddings"):
+        raise UnsupportedModelError(f"{name} is no causal language model with a decoder; safealign cannot attach to it")
+    window = getattr(config, "sliding_window", None) if getattr(config, "use_sliding_window", True) else None
+    kinds = set(getattr(config, "layer_types", None) or ())
+    if kinds - {"full_attention"} or (window and not kinds):
+        raise UnsupportedModelError(
+            f"{name} uses sliding-window attention (window {window}); a plain 4-D mask would silently switch it off. "
+            "Choose a model with full attention, or set sliding_window: null in its config if it was trained so"
+        )
+    if getattr(config, "_attn_implementation", "sdpa") not in ("sdpa", "eager"):
+        raise UnsupportedModelError(
+            f"{name} was loaded with {config._attn_implementation} attention; load it with model.attn=sdpa or eager"
+        )
+
+
+def _decoder_layers(decoder: nn.Module) -> nn.ModuleList:
+    for name in ("layers", "h", "blocks"):
+        layers = getattr(decoder, name, None)
+        if isinstance(layers, nn.ModuleList):
+            return layers
+    raise UnsupportedModelError(f"no list of decoder blocks found on {type(decoder).__name__}")
+
+
+def _initial_vector(embedding: torch.Tensor, init: str, role_ids: list[int] | None) -> torch.Tensor:
+    if init == "mean":
+        return embedding.float().mean(dim=0)
+    if init == "assistant_role" and role_ids:
+        return embedding[role_ids].float().mean(dim=0)
+    raise ValueError(f"init must be one of {INITS} (assistant_role needs the template's role ids), got {init!r}")

@@ -1,0 +1,197 @@
+"""Writes, verifies and loads the safety artefacts beside a language model or adapter.
+
+`safety.safetensors` holds token, head and standardisation; `safety.json` everything that inference needs to know
+and a probe vector with its logit, so that a head which was not restored is noticed. No pickle, no remote code.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import json
+import os
+import shutil
+from collections.abc import Mapping
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any
+
+import torch
+from safetensors.torch import load_file, save_file
+
+from safealign.errors import CheckpointError
+from safealign.modeling.attach import SafetyParts
+from safealign.modeling.safety_token import HeadSettings
+
+FORMAT_VERSION = 1
+TENSORS_FILE, CARD_FILE, MANIFEST_FILE = "safety.safetensors", "safety.json", "manifest.json"
+_PROBE_TOLERANCE = 1e-4
+
+
+@dataclass
+class SafetyCard:
+    """Contents of `safety.json`.
+
+    `head`: layers (fractions of depth) and pool. `window_sees_query`, `placement`, `trigger`, `refusal`: how
+    safety rows are laid out and what is said. `decoding`: default options (r1–r3, τ, schedule, dependency).
+    `thresholds`: logits for query, window and prefix (null disables). `calibration`: what they promise and for
+    which distribution, temperature included. `training`: data digests and licences.
+    """
+
+    head: HeadSettings
+    placement: str
+    window_sees_query: bool
+    trigger: str
+    refusal: str
+    decoding: dict[str, Any] = field(default_factory=dict)
+    thresholds: dict[str, float | None] = field(default_factory=dict)
+    calibration: dict[str, Any] = field(default_factory=dict)
+    training: dict[str, Any] = field(default_factory=dict)
+
+    def to_dict(self) -> dict[str, Any]:
+        """Plain form for JSON."""
+        head = {"layers": list(self.head.layers), "pool": list(self.head.pool)}
+        return {**self.__dict__, "head": head, "format_version": FORMAT_VERSION}
+
+    @classmethod
+    def from_dict(cls, data: Mapping[str, Any], where: str) -> SafetyCard:
+        """Reads the plain form; raises CheckpointError for another format or a missing key."""
+        version = data.get("format_version")
+        if version != FORMAT_VERSION:
+            raise CheckpointError(
+                f"{where} has format version {version}, this safealign reads {FORMAT_VERSION}: "
+                "export the run again with this version"
+            )
+        try:
+            head = HeadSettings(tuple(data["head"]["layers"]), tuple(data["head"]["pool"]))
+            names = cls.__dataclass_fields__.keys() - {"head"}
+            return cls(head=head, **{name: data[name] for name in names})
+        except (KeyError, TypeError, ValueError) as error:
+            raise CheckpointError(f"{where} lacks or garbles a key ({error}): export the run again") from error
+
+
+def safety_tensors(parts: SafetyParts) -> dict[str, torch.Tensor]:
+    """Token, head and standardisation as CPU tensors; raises CheckpointError for an empty or non-finite one."""
+    tensors = {"token.weight": _active(parts.token).weight}
+    tensors |= {f"head.{name}": value for name, value in _active(parts.head).state_dict().items()}
+    found = {name: value.detach().float().cpu().contiguous().clone() for name, value in tensors.items()}
+    for name, value in found.items():
+        if value.numel() == 0:
+            raise CheckpointError(f"refusing to save {name}: it is empty (a sharded tensor that was not gathered?)")
+        if not torch.isfinite(value).all():
+            raise CheckpointError(f"refusing to save {name}: it holds NaN or infinity; training diverged")
+    return found
+
+
+def save_safety(folder: Path, parts: SafetyParts, card: SafetyCard) -> None:
+    """Writes `safety.safetensors` and `safety.json` into `folder`."""
+    tensors = safety_tensors(parts)
+    save_file(tensors, folder / TENSORS_FILE, metadata={"format": "pt"})
+    data = card.to_dict() | {"probe": _probe(tensors), "tensors": {n: list(t.shape) for n, t in tensors.items()}}
+    (folder / CARD_FILE).write_text(json.dumps(data, indent=2, allow_nan=False) + "\n", encoding="utf-8")
+
+
+def read_card(folder: Path) -> SafetyCard:
+    """Reads `safety.json`; raises CheckpointError when `folder` is no export."""
+    return SafetyCard.from_dict(_read_json(folder / CARD_FILE, folder), str(folder / CARD_FILE))
+
+
+def restore_safety(folder: Path, parts: SafetyParts) -> None:
+    """Loads token and head into attached modules and checks shapes, dtype, finiteness and the probe's logit."""
+    expected = _read_json(folder / CARD_FILE, folder)
+    tensors = _read_tensors(folder / TENSORS_FILE)
+    shapes = {name: list(value.shape) for name, value in tensors.items()}
+    if shapes != expected.get("tensors"):
+        raise CheckpointError(f"{folder / TENSORS_FILE} does not hold the tensors that {CARD_FILE} names: {shapes}")
+    with torch.no_grad():
+        _assign(parts, tensors, folder)
+    for name, found in _probe(safety_tensors(parts)).items():
+        wanted = expected.get("probe", {}).get(name)
+        if wanted is None or abs(found - wanted) > _PROBE_TOLERANCE * max(1.0, abs(wanted)):
+            raise CheckpointError(
+                f"the safety parts in {folder} were not restored: the probe's {name} is {found:.6f}, not {wanted}; "
+                "export the run again"
+            )
+
+
+def _assign(parts: SafetyParts, tensors: dict[str, torch.Tensor], folder: Path) -> None:
+    targets = {"token.weight": _active(parts.token).weight}
+    targets |= {f"head.{name}": value for name, value in _active(parts.head).state_dict().items()}
+    for name, target in targets.items():
+        if name not in tensors or tensors[name].shape != target.shape or tensors[name].dtype != torch.float32:
+            raise CheckpointError(
+                f"{folder / TENSORS_FILE}: {name} is missing or does not fit this model "
+                f"(wanted {list(target.shape)} in fp32); is the export complete, and made for this base model?"
+            )
+        target.copy_(tensors[name].to(target.device))
+
+
+def _active(module: torch.nn.Module) -> Any:
+    """The module itself, or the trained copy inside PEFT's `modules_to_save` wrapper."""
+    copies = getattr(module, "modules_to_save", None)
+    if copies is None:
+        return module
+    active = getattr(module, "active_adapters", None) or list(copies)
+    return copies[active[0]]
+
+
+def _probe(tensors: Mapping[str, torch.Tensor]) -> dict[str, float]:
+    """A fixed vector through the head, in fp64: `σ⁻¹(p) = w·((x - mean)/scale) + b`."""
+    mean = tensors["head.mean"].double()
+    vector = torch.sin(torch.arange(1, mean.numel() + 1, dtype=torch.float64))
+    standard = (vector - mean) / tensors["head.scale"].double()
+    logit = tensors["head.linear.weight"].double().reshape(-1) @ standard + tensors["head.linear.bias"].double()
+    token = tensors["token.weight"].double()
+    return {"logit": float(logit), "token product": float(token @ vector[: token.numel()])}
+
+
+def _read_json(path: Path, folder: Path) -> dict[str, Any]:
+    try:
+        data: dict[str, Any] = json.loads(path.read_text(encoding="utf-8"))
+    except FileNotFoundError as error:
+        raise CheckpointError(f"{folder} is no safealign export: {path.name} is missing") from error
+    except (OSError, ValueError) as error:
+        raise CheckpointError(f"{path} cannot be read ({error}); export the run again") from error
+    return data
+
+
+def _read_tensors(path: Path) -> dict[str, torch.Tensor]:
+    try:
+        return load_file(path)
+    except FileNotFoundError as error:
+        raise CheckpointError(f"{path} is missing: the export is incomplete") from error
+    except Exception as error:  # safetensors raises its own Rust-side class for torn files
+        raise CheckpointError(f"{path} is damaged ({error}); export the run again") from error
+
+
+def write_manifest(folder: Path) -> None:
+    """Lists every file with its sha256; written last, so that a folder with a valid manifest is whole."""
+    files = sorted(p for p in folder.rglob("*") if p.is_file() and p.name != MANIFEST_FILE)
+    digests = {str(p.relative_to(folder)): sha256_of(p) for p in files}
+    (folder / MANIFEST_FILE).write_text(json.dumps({"files": digests}, indent=2) + "\n", encoding="utf-8")
+
+
+def verify_manifest(folder: Path) -> None:
+    """Raises CheckpointError naming the first file that is missing or differs from the manifest."""
+    for name, digest in _read_json(folder / MANIFEST_FILE, folder).get("files", {}).items():
+        path = folder / name
+        if not path.is_file():
+            raise CheckpointError(f"{folder} is incomplete: {name} is missing; export the run again")
+        if sha256_of(path) != digest:
+            raise CheckpointError(f"{path} was changed or damaged since it was written; export the run again")
+
+
+def sha256_of(path: Path) -> str:
+    """Hex sha256 of a file."""
+    with path.open("rb") as stream:
+        return hashlib.file_digest(stream, "sha256").hexdigest()
+
+
+def publish(temporary: Path, final: Path) -> None:
+    """Puts a finished folder in its place; an older one is moved aside first and removed after."""
+    write_manifest(temporary)
+    aside = final.with_name(final.name + ".old")
+    shutil.rmtree(aside, ignore_errors=True)
+    if final.exists():
+        os.replace(final, aside)
+    os.replace(temporary, final)
+    shutil.rmtree(aside, ignore_errors=True)

@@ -1,0 +1,95 @@
+"""Exports a trained model: the LM merged or its adapter, loadable by any other tool, with the safety parts beside."""
+
+from __future__ import annotations
+
+import copy
+import json
+import shutil
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import torch
+from safetensors.torch import save_file
+
+from safealign.errors import CheckpointError
+from safealign.modeling.attach import SafetyParts
+from safealign.modeling.checkpoint import SafetyCard, publish, save_safety
+from safealign.modeling.loading import ADAPTER_FILE, BASE_FILE, weights_digest
+
+_SAFETY_PREFIX = "safety_"
+
+
+def export_model(
+    folder: Path,
+    model: Any,
+    tokenizer: Any,
+    parts: SafetyParts,
+    card: SafetyCard,
+    *,
+    merge: bool,
+    base_name: str,
+    extras: Callable[[Path], None] | None = None,
+) -> Path:
+    """Writes an export atomically: under a temporary name, a manifest last, then renamed.
+
+    `model`: the causal LM or its PEFT wrapper, left as it was. `merge`: fold the adapter into the weights; else
+    the adapter alone is written, with its base by name and digest. `extras` may add files before the manifest.
+    """
+    temporary = folder.with_name(folder.name + ".tmp")
+    shutil.rmtree(temporary, ignore_errors=True)
+    temporary.mkdir(parents=True)
+    if hasattr(model, "peft_config") and not merge:
+        _save_adapter(temporary, model, base_name)
+    else:
+        _save_merged(temporary, model)
+    tokenizer.save_pretrained(temporary)
+    save_safety(temporary, parts, card)
+    if extras is not None:
+        extras(temporary)
+    publish(temporary, folder)
+    return folder
+
+
+def _save_merged(folder: Path, model: Any) -> None:
+    """Saves the LM without its safety modules; an adapter is merged for the save and taken out again."""
+    if not hasattr(model, "peft_config"):
+        model.save_pretrained(folder, state_dict=_without_safety(model.state_dict()))
+        return
+    causal = model.get_base_model()
+    model.merge_adapter()
+    try:
+        state = {_plain_name(name): value for name, value in causal.state_dict().items() if ".lora_" not in name}
+        causal.save_pretrained(folder, state_dict=_without_safety(state))
+    finally:
+        model.unmerge_adapter()
+    for stray in (ADAPTER_FILE, "adapter_model.safetensors"):
+        (folder / stray).unlink(missing_ok=True)
+
+
+def _plain_name(name: str) -> str:
+    return name.replace(".base_layer.", ".")
+
+
+def _without_safety(state: dict[str, torch.Tensor]) -> dict[str, torch.Tensor]:
+    kept = {name: value for name, value in state.items() if not name.startswith(_SAFETY_PREFIX)}
+    empty = [name for name, value in kept.items() if value.numel() == 0]
+    if empty:
+        raise CheckpointError(f"refusing to export empty tensors ({', '.join(empty[:3])}): gather the weights first")
+    return kept
+
+
+def _save_adapter(folder: Path, model: Any, base_name: str) -> None:
+    """Saves the adapter as plain PEFT: no `modules_to_save`, so that any PEFT load of the bare LM works."""
+    from peft import get_peft_model_state_dict
+
+    state = get_peft_model_state_dict(model)
+    kept = {n: v.detach().cpu().contiguous() for n, v in state.items() if f".{_SAFETY_PREFIX}" not in n}
+    if any(value.numel() == 0 for value in kept.values()):
+        raise CheckpointError("refusing to export an adapter with empty tensors: gather the weights first")
+    save_file(kept, folder / "adapter_model.safetensors", metadata={"format": "pt"})
+    config = copy.deepcopy(model.peft_config["default"])
+    config.modules_to_save, config.inference_mode, config.base_model_name_or_path = None, True, base_name
+    config.save_pretrained(folder)
+    base = {"name": base_name, "weights_digest": weights_digest(model.get_base_model())}
+    (folder / BASE_FILE).write_text(json.dumps(base, indent=2) + "\n", encoding="utf-8")

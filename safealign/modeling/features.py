@@ -1,0 +1,106 @@
+"""Pooled states of safety rows and their logits, for whole layouts without a cache."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterator, Sequence
+from dataclasses import dataclass
+
+import torch
+
+from safealign.layout.collate import SafetyBatch, collate_layouts
+from safealign.layout.layout import Layout
+from safealign.modeling.attach import Capture, RowPlan, SafetyParts
+
+
+@dataclass
+class PooledStates:
+    """States that a head may read, each `[B, S, n_depths, H]` in fp32."""
+
+    row: torch.Tensor
+    mean: torch.Tensor
+    last: torch.Tensor
+
+
+def pool_states(capture: Capture, batch: SafetyBatch) -> PooledStates:
+    """Reads safety-row, span-mean and last-query states out of an armed forward."""
+    states = capture.states
+    n_text = states.shape[1] - batch.n_safety
+    text, row = states[:, :n_text], states[:, n_text:]
+    mean = torch.einsum("bst,btdh->bsdh", batch.pool.to(text.dtype), text)
+    last = text[torch.arange(len(text), device=text.device), batch.last_query].unsqueeze(1).expand_as(row)
+    return PooledStates(row, mean, last)
+
+
+def batch_features(parts: SafetyParts, capture: Capture, batch: SafetyBatch) -> torch.Tensor:
+    """Head inputs `[B, S, width]` of every safety row."""
+    pooled = pool_states(capture, batch)
+    return parts.features(pooled.row, pooled.mean, pooled.last)
+
+
+def batch_logits(parts: SafetyParts, capture: Capture, batch: SafetyBatch) -> torch.Tensor:
+    """Safety logits `[B, S]` in fp32."""
+    return parts.head(batch_features(parts, capture, batch))
+
+
+def plan_for(batch: SafetyBatch, compact: torch.Tensor | None = None) -> RowPlan:
+    """The armed forward that a collated batch asks for."""
+    return RowPlan(batch.n_safety, batch.mask, batch.position_ids, compact)
+
+
+def layout_features(
+    parts: SafetyParts,
+    input_ids: Sequence[Sequence[int]],
+    layouts: Sequence[Layout],
+    batch_size: int = 32,
+    progress: Callable[[int], None] | None = None,
+) -> list[torch.Tensor]:
+    """Head inputs of every safety row, one `[S_i, width]` tensor per layout, in the given order, on the CPU."""
+    return _by_batches(parts, input_ids, layouts, batch_size, progress, batch_features)
+
+
+def layout_logits(
+    parts: SafetyParts,
+    input_ids: Sequence[Sequence[int]],
+    layouts: Sequence[Layout],
+    batch_size: int = 32,
+    progress: Callable[[int], None] | None = None,
+) -> list[torch.Tensor]:
+    """Safety logits of every safety row, one `[S_i]` fp32 tensor per layout, in the given order, on the CPU."""
+    return _by_batches(parts, input_ids, layouts, batch_size, progress, batch_logits)
+
+
+@torch.no_grad()
+def _by_batches(
+    parts: SafetyParts,
+    input_ids: Sequence[Sequence[int]],
+    layouts: Sequence[Layout],
+    batch_size: int,
+    progress: Callable[[int], None] | None,
+    read: Callable[[SafetyParts, Capture, SafetyBatch], torch.Tensor],
+) -> list[torch.Tensor]:
+    results: dict[int, torch.Tensor] = {}
+    device = parts.lm.get_input_embeddings().weight.device  # type: ignore[operator]
+    for chosen in _length_batches([layout.n_text + len(layout.safety) for layout in layouts], batch_size):
+        batch = collate_layouts([layouts[i] for i in chosen]).to(device)
+        ids = pad_ids([input_ids[i] for i in chosen]).to(device)
+        with parts.armed(plan_for(batch)) as capture:
+            parts.decoder(input_ids=ids, use_cache=False)
+        values = read(parts, capture, batch).cpu()
+        for row, index in enumerate(chosen):
+            results[index] = values[row, : len(layouts[index].safety)]
+        if progress is not None:
+            progress(len(chosen))
+    return [results[i] for i in range(len(layouts))]
+
+
+def pad_ids(rows: Sequence[Sequence[int]], value: int = 0) -> torch.Tensor:
+    """Pads id sequences on the right to one `[B, T]` tensor; the mask, not the value, hides the padding."""
+    width = max(len(row) for row in rows)
+    return torch.tensor([[*row, *([value] * (width - len(row)))] for row in rows])
+
+
+def _length_batches(lengths: Sequence[int], batch_size: int) -> Iterator[list[int]]:
+    """Batches of similar length, longest first, so that little padding is computed."""
+    order = sorted(range(len(lengths)), key=lambda i: -lengths[i])
+    for start in range(0, len(order), batch_size):
+        yield order[start : start + batch_size]

@@ -1,0 +1,126 @@
+"""Loads base models by name and exports from disk, without remote code."""
+
+from __future__ import annotations
+
+import json
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import torch
+
+from safealign.assets import model_path
+from safealign.errors import CheckpointError, ConfigError
+from safealign.modeling.attach import SafetyParts, attach
+from safealign.modeling.checkpoint import SafetyCard, read_card, restore_safety, verify_manifest
+
+ADAPTER_FILE, BASE_FILE = "adapter_config.json", "base.json"
+DTYPES = {"fp32": torch.float32, "bf16": torch.bfloat16, "fp16": torch.float16}
+
+
+@dataclass
+class LoadedExport:
+    """A causal LM (PEFT-wrapped for adapter exports), its tokenizer, safety parts and card."""
+
+    lm: Any
+    tokenizer: Any
+    parts: SafetyParts
+    card: SafetyCard
+    path: Path
+
+
+def load_base(
+    name: str,
+    *,
+    dtype: torch.dtype = torch.float32,
+    attn: str = "sdpa",
+    chat_template: str | None = None,
+    offline: bool | None = None,
+) -> tuple[Any, Any]:
+    """Loads `(causal LM, tokenizer)` by asset name, local path or hub id, in eval mode.
+
+    Raises AssetError when it cannot be found and ConfigError when it has no chat template and none is given.
+    """
+    path = model_path(name, offline=offline)
+    model, tokenizer = load_folder(path, dtype, attn)
+    if chat_template is not None:
+        tokenizer.chat_template = _template_text(chat_template)
+    if not tokenizer.chat_template:
+        raise ConfigError(f"{name} has no chat template: give one with model.chat_template=PATH_OR_TEXT")
+    return model, tokenizer
+
+
+def load_folder(path: Path | str, dtype: torch.dtype, attn: str = "sdpa") -> tuple[Any, Any]:
+    """`(causal LM, tokenizer)` from a folder or hub id, in eval mode."""
+    from transformers import AutoModelForCausalLM, AutoTokenizer
+
+    model = AutoModelForCausalLM.from_pretrained(path, dtype=dtype, attn_implementation=attn)
+    return model.eval(), AutoTokenizer.from_pretrained(path)
+
+
+def load_export(
+    path: str | Path,
+    *,
+    dtype: torch.dtype = torch.float32,
+    attn: str = "sdpa",
+    device: str = "cpu",
+    offline: bool | None = None,
+    verify: bool = True,
+) -> LoadedExport:
+    """Loads an export folder or hub id: model or adapter, tokenizer, verified safety parts and card.
+
+    Raises CheckpointError when it is incomplete, damaged, of another format, or its head was not restored.
+    """
+    folder = _export_folder(path, offline)
+    card = read_card(folder)
+    if verify:
+        verify_manifest(folder)
+    if (folder / ADAPTER_FILE).exists():
+        lm, tokenizer, causal = _load_adapter(folder, dtype, attn, offline)
+    else:
+        lm, tokenizer = load_folder(folder, dtype, attn)
+        causal = lm
+    parts = attach(causal, card.head)
+    restore_safety(folder, parts)
+    lm.to(device)
+    return LoadedExport(lm, tokenizer, parts, card, folder)
+
+
+def _export_folder(path: str | Path, offline: bool | None) -> Path:
+    if Path(path).is_dir():
+        return Path(path)
+    if str(path).startswith((".", "/", "~")) or str(path).count("/") != 1:
+        raise CheckpointError(f"no export at {path}: give the export folder of a run, e.g. outputs/NAME/export")
+    return Path(model_path(str(path), offline=offline))
+
+
+def _load_adapter(folder: Path, dtype: torch.dtype, attn: str, offline: bool | None) -> tuple[Any, Any, Any]:
+    from peft import PeftModel
+    from transformers import AutoTokenizer
+
+    base = json.loads((folder / BASE_FILE).read_text(encoding="utf-8"))
+    causal, _ = load_folder(model_path(base["name"], offline=offline), dtype, attn)
+    if weights_digest(causal) != base["weights_digest"]:
+        raise CheckpointError(
+            f"{folder} was trained on other weights than {base['name']} holds now; fetch the same base model again"
+        )
+    return PeftModel.from_pretrained(causal, folder).eval(), AutoTokenizer.from_pretrained(folder), causal
+
+
+def weights_digest(model: Any) -> str:
+    """Short digest of a model's weights: names, shapes and the first values of each, in fp32."""
+    import hashlib
+
+    digest = hashlib.sha256()
+    for name, value in sorted(model.named_parameters()):
+        if ".lora_" in name or "safety_" in name:
+            continue
+        head = value.detach().reshape(-1)[:64].to(torch.bfloat16).float().cpu()
+        digest.update(f"{name.replace('.base_layer', '')}{tuple(value.shape)}".encode())
+        digest.update(head.numpy().tobytes())
+    return digest.hexdigest()[:32]
+
+
+def _template_text(value: str) -> str:
+    path = Path(value)
+    return path.read_text(encoding="utf-8") if len(value) < 4096 and "{" not in value and path.is_file() else value

@@ -1,0 +1,87 @@
+"""A tiny random chat model with its own tokenizer, made in code: tests and `debug=smoke` run on it in seconds."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+import torch
+
+if TYPE_CHECKING:
+    from transformers import PreTrainedModel, PreTrainedTokenizerFast
+
+END_OF_TEXT, TURN_START, TURN_END = "<|endoftext|>", "<|im_start|>", "<|im_end|>"
+ARCHITECTURES = ("llama", "qwen2")
+CHAT_TEMPLATE = (
+    "{% for message in messages %}<|im_start|>{{ message['role'] }}\n{{ message['content'] }}<|im_end|>\n{% endfor %}"
+    "{% if add_generation_prompt %}<|im_start|>assistant\n{% endif %}"
+)
+# Frequent English pairs, so that tokens of several characters (and of space + letter) occur; Ġ is a space.
+_MERGES = (
+    "t h|h e|th e|i n|e r|a n|r e|o n|e s|Ġ t|Ġ a|o r|in g|a t|e n|o u|Ġ s|i s|i t|an d|Ġ w|Ġ the|o f|Ġ c|Ġ b|e d|"
+    "Ġ p|a l|a r|l l|o m|Ġ i|Ġ y|Ġy ou|Ġ h|Ġ f|Ġ m|Ġ o|Ġ and|Ġt o"
+)
+
+
+def tiny_tokenizer() -> PreTrainedTokenizerFast:
+    """A byte-level BPE tokenizer of 299 ids (every byte is a token) with ChatML control tokens and template."""
+    from tokenizers import Tokenizer, decoders, models, pre_tokenizers
+    from transformers import PreTrainedTokenizerFast
+
+    merges = [tuple(pair.split(" ")) for pair in _MERGES.split("|")]
+    words = [END_OF_TEXT, TURN_START, TURN_END, *sorted(pre_tokenizers.ByteLevel.alphabet())]
+    words += [left + right for left, right in merges]
+    backend = Tokenizer(models.BPE(vocab={word: id_ for id_, word in enumerate(words)}, merges=merges))
+    backend.pre_tokenizer = pre_tokenizers.ByteLevel(add_prefix_space=False)
+    backend.decoder = decoders.ByteLevel()
+    backend.add_special_tokens([END_OF_TEXT, TURN_START, TURN_END])
+    tokenizer = PreTrainedTokenizerFast(
+        tokenizer_object=backend, bos_token=END_OF_TEXT, eos_token=TURN_END, pad_token=END_OF_TEXT
+    )
+    tokenizer.chat_template = CHAT_TEMPLATE
+    return tokenizer
+
+
+def tiny_model(architecture: str = "llama", seed: int = 0, layers: int = 4) -> PreTrainedModel:
+    """A random causal LM in fp32 for `tiny_tokenizer`: hidden 32, 4 heads on 2 kv heads, tied embeddings.
+
+    The caller's random state is left as it was. Raises ValueError for an unknown architecture.
+    """
+    from transformers import LlamaConfig, LlamaForCausalLM, Qwen2Config, Qwen2ForCausalLM
+
+    known: dict[str, Any] = {
+        "llama": (LlamaConfig, LlamaForCausalLM),
+        "qwen2": (Qwen2Config, Qwen2ForCausalLM),
+    }
+    if architecture not in known:
+        raise ValueError(
+            f"unknown tiny architecture {architecture!r}: choose one of {', '.join(ARCHITECTURES)}"
+        )
+    config_class, model_class = known[architecture]
+    tokenizer = tiny_tokenizer()
+    config = config_class(
+        vocab_size=len(tokenizer),
+        hidden_size=32,
+        intermediate_size=64,
+        num_hidden_layers=layers,
+        num_attention_heads=4,
+        num_key_value_heads=2,
+        max_position_embeddings=2048,
+        tie_word_embeddings=True,
+        bos_token_id=tokenizer.bos_token_id,
+        eos_token_id=tokenizer.eos_token_id,
+        pad_token_id=tokenizer.pad_token_id,
+    )
+    with torch.random.fork_rng(devices=[]):
+        torch.manual_seed(seed)
+        model: PreTrainedModel = model_class(config)
+    return model.eval()
+
+
+def write_tiny(path: str | Path, architecture: str = "llama", seed: int = 0) -> Path:
+    """Save `tiny_model` and `tiny_tokenizer` to `path` in the Hugging Face format; returns the folder."""
+    folder = Path(path)
+    folder.mkdir(parents=True, exist_ok=True)
+    tiny_model(architecture, seed).save_pretrained(folder)
+    tiny_tokenizer().save_pretrained(folder)
+    return folder

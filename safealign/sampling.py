@@ -1,0 +1,187 @@
+"""What the undefended model writes itself: everyday requests with its own answers, and its compliant answers.
+
+`python -m safealign.sampling +recipe=llama_lora` fills the cache ahead of training; training does the same when
+something is missing. Texts go into the data cache only. Everyday requests follow Magpie (arXiv 2406.08464): the
+model is given its template up to the user's header and samples what a user would write.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import json
+import os
+from collections.abc import Callable, Iterable, Sequence
+from dataclasses import asdict, dataclass
+from pathlib import Path
+from typing import Any
+
+import torch
+
+from safealign.assets import cache_dir
+from safealign.data.records import BENIGN, MALICIOUS, Message, Record
+from safealign.data.rendering import Renderer
+from safealign.errors import DataError
+from safealign.modeling.loading import weights_digest
+
+Progress = Callable[[int], None]
+_MIN_WORDS, _MAX_WORDS = 3, 60
+
+
+@dataclass(frozen=True)
+class SamplingSettings:
+    """How much is sampled and how; lengths in tokens. Part of the cache key."""
+
+    everyday: int = 400
+    everyday_max_new_tokens: int = 48
+    compliant: int = 200
+    compliant_max_new_tokens: int = 48
+    batch_size: int = 64
+    temperature: float = 1.0
+    top_p: float = 0.95
+    seed: int = 0
+
+
+class Sampler:
+    """Samples from one undefended model, batched; results are kept in the cache under a content hash."""
+
+    def __init__(self, model: Any, renderer: Renderer, settings: SamplingSettings, folder: Path | None = None) -> None:
+        self.model, self.renderer, self.settings = model, renderer, settings
+        self.folder = folder or cache_dir() / "sampled"
+
+    def everyday(self, harmless: Callable[[str], bool], progress: Progress | None = None) -> list[Record]:
+        """Everyday requests that pass `harmless`, de-duplicated, each with the model's own greedy answer."""
+        key = self._key("everyday", [])
+        return self._cached(key, lambda: self._sample_everyday(harmless, progress))
+
+    def compliant(
+        self, requests: Sequence[Record], refused: Callable[[str], bool], progress: Progress | None = None
+    ) -> list[Record]:
+        """The model's own answers to malicious requests, without those that `refused` recognises."""
+        chosen = spread(requests, self.settings.compliant)
+        key = self._key("compliant", [record.request for record in chosen])
+        return self._cached(key, lambda: self._sample_compliant(chosen, refused, progress))
+
+    def answer(
+        self, prompts: Sequence[Sequence[Message]], max_new_tokens: int, progress: Progress | None = None
+    ) -> list[tuple[str, bool]]:
+        """Greedy answers of the bare model: `(text, complete)`; complete is False when the limit cut it."""
+        rendered = [self.renderer.render(prompt).input_ids for prompt in prompts]
+        return self._generate(rendered, max_new_tokens, None, progress)
+
+    def _sample_everyday(self, harmless: Callable[[str], bool], progress: Progress | None) -> list[Record]:
+        opening = self.renderer.render([Message("user", "x")])
+        prefix = opening.input_ids[: opening.content[-1].start]
+        generator = torch.Generator().manual_seed(self.settings.seed)
+        found: dict[str, None] = {}
+        for _ in range(6):  # a model that repeats itself must not sample for ever
+            missing = self.settings.everyday - len(found)
+            if missing <= 0:
+                break
+            drawn = self._generate([prefix] * max(16, missing * 5 // 4), _MAX_WORDS, generator, None)
+            found |= {t.strip(): None for t, complete in drawn if complete and _is_request(t) and harmless(t)}
+            if progress is not None:
+                progress(min(missing, self.settings.everyday))
+        texts = list(found)[: self.settings.everyday]
+        prompts = [(Message("user", text),) for text in texts]
+        answers = self.answer(prompts, self.settings.everyday_max_new_tokens, progress)
+        return [
+            Record(
+                (*prompt, Message("assistant", text)), BENIGN, BENIGN, id=f"everyday-{i}", source="sampled_everyday",
+                complete=complete,
+            )
+            for i, (prompt, (text, complete)) in enumerate(zip(prompts, answers, strict=True))
+            if text.strip()
+        ]
+
+    def _sample_compliant(
+        self, requests: Sequence[Record], refused: Callable[[str], bool], progress: Progress | None
+    ) -> list[Record]:
+        limit = self.settings.compliant_max_new_tokens
+        answers = self.answer([record.prompt for record in requests], limit, progress)
+        return [
+            Record(
+                (*record.prompt, Message("assistant", text)), MALICIOUS, MALICIOUS, id=f"{record.id}#compliant",
+                source="sampled_compliant", category=record.category, complete=complete,
+            )
+            for record, (text, complete) in zip(requests, answers, strict=True)
+            if len(text.split()) >= _MIN_WORDS and not refused(text)
+        ]
+
+    @torch.inference_mode()
+    def _generate(
+        self,
+        prompts: Sequence[Sequence[int]],
+        max_new_tokens: int,
+        generator: torch.Generator | None,
+        progress: Progress | None,
+    ) -> list[tuple[str, bool]]:
+        order = sorted(range(len(prompts)), key=lambda i: len(prompts[i]))
+        results: dict[int, tuple[str, bool]] = {}
+        for start in range(0, len(order), self.settings.batch_size):
+            chosen = order[start : start + self.settings.batch_size]
+            results |= zip(chosen, self._batch([prompts[i] for i in chosen], max_new_tokens, generator), strict=True)
+            if progress is not None:
+                progress(len(chosen))
+        return [results[i] for i in range(len(prompts))]
+
+    def _batch(
+        self, prompts: Sequence[Sequence[int]], max_new_tokens: int, generator: torch.Generator | None
+    ) -> list[tuple[str, bool]]:
+        width = max(len(prompt) for prompt in prompts)
+        ends = sorted(self.renderer.eos_ids)
+        ids = torch.tensor([[*[ends[0]] * (width - len(prompt)), *prompt] for prompt in prompts])
+        mask = torch.tensor([[0] * (width - len(prompt)) + [1] * len(prompt) for prompt in prompts])
+        draw = {"do_sample": False, "temperature": None, "top_p": None, "top_k": None}
+        if generator is not None:
+            draw = {"do_sample": True, "temperature": self.settings.temperature, "top_p": self.settings.top_p, "top_k": 0}
+            torch.manual_seed(int(torch.randint(2**31, (1,), generator=generator)))
+        device = self.model.device
+        output = self.model.generate(
+            ids.to(device), attention_mask=mask.to(device), max_new_tokens=max_new_tokens, eos_token_id=ends,
+            pad_token_id=ends[0], **draw,
+        )
+        return [self._text(row) for row in output[:, width:].tolist()]
+
+    def _text(self, ids: list[int]) -> tuple[str, bool]:
+        end = next((i for i, token in enumerate(ids) if token in self.renderer.eos_ids), None)
+        text = self.renderer.tokenizer.decode(ids[:end], skip_special_tokens=True)
+        return text, end is not None
+
+    def _key(self, kind: str, texts: Iterable[str]) -> str:
+        settings = asdict(self.settings) | {"batch_size": None}
+        content = [kind, weights_digest(self.model), self.renderer.tokenizer.chat_template, settings, list(texts)]
+        return f"{kind}-{hashlib.sha256(json.dumps(content, sort_keys=True).encode()).hexdigest()[:24]}"
+
+    def _cached(self, key: str, make: Callable[[], list[Record]]) -> list[Record]:
+        path = self.folder / f"{key}.jsonl"
+        if path.exists():
+            return read_cache(path)
+        records = make()
+        self.folder.mkdir(parents=True, exist_ok=True)
+        temporary = path.with_suffix(f".{os.getpid()}.tmp")
+        lines = [json.dumps(record.to_dict(), ensure_ascii=False) for record in records]
+        temporary.write_text("\n".join([*lines, json.dumps({"rows": len(lines)})]) + "\n", encoding="utf-8")
+        os.replace(temporary, path)
+        return records
+
+
+def read_cache(path: Path) -> list[Record]:
+    """Reads a cache file; raises DataError when its last line, which counts the rows, does not fit."""
+    try:
+        *rows, last = [json.loads(line) for line in path.read_text(encoding="utf-8").splitlines()]
+        if last == {"rows": len(rows)}:
+            return [Record.from_dict(row, f"{path.name}:{i + 1}") for i, row in enumerate(rows)]
+    except ValueError:
+        pass
+    raise DataError(f"{path} is torn: delete it, and it will be sampled again")
+
+
+def spread(records: Sequence[Record], n: int) -> list[Record]:
+    """At most n records, evenly spaced, so that every source and kind keeps its share."""
+    if n >= len(records):
+        return list(records)
+    return [records[i * len(records) // n] for i in range(n)]
+
+
+def _is_request(text: str) -> bool:
+    return _MIN_WORDS <= len(text.split()) <= _MAX_WORDS

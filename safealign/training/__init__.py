@@ -1,0 +1,1 @@
+"""Training: TRL's trainers extended through their hooks."""

@@ -1,0 +1,37 @@
+"""Batches of examples: text padded on the right, safety rows and their mask beside it."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from typing import Any
+
+import torch
+
+from safealign.layout.collate import collate_layouts
+from safealign.modeling.features import pad_ids
+from safealign.training.examples import IGNORED, Example
+
+EXAMPLE_KEY = "example"
+
+
+class SafetyCollator:
+    """Looks examples up by the dataset's `example` column and collates ids, labels and layouts.
+
+    Returns `input_ids`, `labels`, `attention_mask` `[B, T]` and the `safety_*` tensors of `SafetyBatch`.
+    """
+
+    def __init__(self, examples: Sequence[Example], pad_token_id: int) -> None:
+        self.examples = examples
+        self.pad_token_id = pad_token_id
+
+    def __call__(self, rows: Sequence[dict[str, Any]]) -> dict[str, torch.Tensor]:
+        chosen = [self.examples[row[EXAMPLE_KEY]] for row in rows]
+        input_ids = pad_ids([example.input_ids for example in chosen], self.pad_token_id)
+        lengths = torch.tensor([len(example.input_ids) for example in chosen])
+        batch = {
+            "input_ids": input_ids,
+            "labels": pad_ids([example.labels for example in chosen], IGNORED),
+            "attention_mask": (torch.arange(input_ids.shape[1])[None] < lengths[:, None]).long(),
+            "safety_example": torch.tensor([row[EXAMPLE_KEY] for row in rows]),
+        }
+        return batch | collate_layouts([example.layout for example in chosen], input_ids.shape[1]).as_dict()

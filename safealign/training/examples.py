@@ -1,0 +1,228 @@
+"""From records to training examples: token ids, language-model labels and a layout with labelled safety rows.
+
+Draws (windows, gate, slot versions, recovery prefixes) are made once per example from the seed, so that a run can
+be repeated and resumed step by step.
+"""
+
+from __future__ import annotations
+
+import random
+from collections.abc import Iterator, Sequence
+from dataclasses import dataclass
+
+from safealign.data.records import Record
+from safealign.data.refusals import refusal_reason
+from safealign.data.rendering import Renderer
+from safealign.layout import Layout, Rendered, RowKind, SafetyRow, Span, build_layout, refresh_row, request_row, window_row
+
+IGNORED = -100
+
+
+@dataclass(frozen=True)
+class ExampleSettings:
+    """How examples are drawn; lengths in tokens, shares in [0, 1].
+
+    `window_length` is r2, `refresh_length` r1. `gate_closed_share`: examples whose text rows see no slot.
+    `follow_windows`: examples whose windows and refresh rows write the slot as they do at inference.
+    `recovery_share`: harmful answers that are also cut after k tokens and followed by trigger and refusal.
+    """
+
+    trigger: str
+    placement: str = "append"
+    window_length: int = 10
+    refresh_length: int = 10
+    windows_per_answer: int = 4
+    window_sees_query: bool = False
+    gate_closed_share: float = 0.25
+    follow_windows: float = 0.25
+    recovery_share: float = 0.5
+    recovery_max_prefix: int = 40
+    max_length: int = 512
+
+
+@dataclass(frozen=True)
+class Example:
+    """One training sequence: `labels` are -100 wherever the language model is not trained."""
+
+    id: str
+    input_ids: tuple[int, ...]
+    labels: tuple[int, ...]
+    layout: Layout
+    category: str
+
+    @property
+    def n_tokens(self) -> int:
+        """Text and safety rows that a forward computes."""
+        return len(self.input_ids) + len(self.layout.safety)
+
+
+@dataclass(frozen=True)
+class _Answer:
+    """A response in tokens: `harmful[j]` of its j-th token, `trained[j]` whether the LM learns it."""
+
+    rendered: Rendered
+    harmful: tuple[bool, ...]
+    trained: tuple[bool, ...]
+    malicious_request: bool | None
+
+
+def build_examples(
+    records: Sequence[Record], renderer: Renderer, settings: ExampleSettings, seed: int
+) -> list[Example]:
+    """Renders every record and draws its safety rows; records that exceed `max_length` lose response tokens only.
+
+    A record without an answer trains the request's verdict alone. A harmful answer is never a target of the
+    language model; its windows are labelled, and a share of them becomes a recovery example besides.
+    """
+    return [
+        example
+        for index, record in enumerate(records)
+        for example in _examples_of(record, renderer, settings, random.Random(f"{seed}/{index}/{record.id}"))
+    ]
+
+
+def _examples_of(
+    record: Record, renderer: Renderer, settings: ExampleSettings, rng: random.Random
+) -> Iterator[Example]:
+    rendered = _cut(renderer.render(record.messages, close=record.complete), settings.max_length)
+    answer = _answer(record, rendered)
+    yield _example(record, answer, settings, rng, "")
+    if any(answer.harmful) and rng.random() < settings.recovery_share:
+        yield from _recovery(record, rendered, answer, renderer, settings, rng)
+
+
+def _cut(rendered: Rendered, max_length: int) -> Rendered:
+    """Cuts the response at `max_length` rows; a prompt that is longer on its own stays whole."""
+    end = max(rendered.response.start, min(rendered.response.end, max_length))
+    response = Span(rendered.response.start, end)
+    return Rendered(
+        rendered.input_ids[:end], rendered.query_end, rendered.content, response, rendered.offsets[: response.length]
+    )
+
+
+def _answer(record: Record, rendered: Rendered) -> _Answer:
+    malicious = [(span.start, span.end) for span in record.spans if span.label == "malicious"]
+    whole = record.response_label == "malicious" and not malicious
+    harmful = tuple(
+        whole or any(start < max(b, a + 1) and a < end for start, end in malicious) for a, b in rendered.offsets
+    )
+    request = None if record.label is None else record.label == "malicious"
+    # What follows a harmful passage continues it, and what leads to one invites it: none of it is a target.
+    trained = (not any(harmful),) * len(harmful)
+    return _Answer(rendered, harmful, trained, request)
+
+
+def _labels(answer: _Answer) -> tuple[int, ...]:
+    start = answer.rendered.response.start
+    ids = answer.rendered.input_ids
+    targets = [ids[start + j] if learn else IGNORED for j, learn in enumerate(answer.trained)]
+    return (*([IGNORED] * start), *targets)
+
+
+def _request_label(answer: _Answer) -> float | None:
+    return None if answer.malicious_request is None else float(answer.malicious_request)
+
+
+def _example(
+    record: Record, answer: _Answer, settings: ExampleSettings, rng: random.Random, suffix: str
+) -> Example:
+    gate = rng.random() >= settings.gate_closed_share
+    follow = rng.random() < settings.follow_windows
+    rows = [request_row(answer.rendered, settings.placement, _request_label(answer))]
+    rows += _windows(answer, settings, rng)
+    rows += _refreshes(answer, settings, rng)
+    versions = _written(rows, answer) if follow else [0]
+    layout = build_layout(answer.rendered, rows, gate=gate, versions=versions)
+    return Example(
+        f"{record.id}{suffix}", answer.rendered.input_ids, _labels(answer), layout, record.category or "none"
+    )
+
+
+def _written(rows: Sequence[SafetyRow], answer: _Answer) -> list[int]:
+    """The rows that would write the slot at inference, in time: refresh rows if refusing, else windows."""
+    kind = RowKind.REFRESH if answer.malicious_request else RowKind.WINDOW
+    later = sorted((i for i, row in enumerate(rows) if row.kind == kind), key=lambda i: rows[i].ready)
+    return [0, *later]
+
+
+def _windows(answer: _Answer, settings: ExampleSettings, rng: random.Random) -> list[SafetyRow]:
+    n, start = _content_length(answer), answer.rendered.response.start
+    ends = _window_ends(n, answer.harmful, settings, rng)
+    rows = []
+    for end in ends:
+        begin = max(0, end - settings.window_length)
+        label = float(2 * sum(answer.harmful[begin:end]) >= end - begin)
+        rows.append(
+            window_row(
+                answer.rendered, start + begin, start + end, settings.placement, settings.window_sees_query, label
+            )
+        )
+    return rows
+
+
+def _content_length(answer: _Answer) -> int:
+    """Response tokens that carry text: the end-of-turn token closes no window."""
+    offsets = answer.rendered.offsets
+    return sum(1 for a, b in offsets if b > a) if offsets else answer.rendered.response.length
+
+
+def _window_ends(n: int, harmful: Sequence[bool], settings: ExampleSettings, rng: random.Random) -> list[int]:
+    """Ends t of the drawn windows: spread over the answer, and two about a transition where there is one."""
+    if n == 0 or settings.windows_per_answer == 0:
+        return []
+    ends = set(rng.sample(range(1, n + 1), min(n, settings.windows_per_answer)))
+    if True in harmful[:n] and not harmful[0]:
+        first = list(harmful).index(True)
+        ends |= {min(n, first + rng.randint(settings.window_length // 2, settings.window_length)), max(1, first)}
+    return sorted(ends)
+
+
+def _refreshes(answer: _Answer, settings: ExampleSettings, rng: random.Random) -> list[SafetyRow]:
+    """One refresh row at a random k ≤ r1: 1 if the request is malicious or the tokens before k are harmful."""
+    n = _content_length(answer)
+    if n == 0 or answer.malicious_request is None:
+        return []
+    k = rng.randint(1, min(n, settings.refresh_length))
+    label = float(answer.malicious_request or any(answer.harmful[:k]))
+    return [refresh_row(answer.rendered, k, settings.placement, label)]
+
+
+def _recovery(
+    record: Record,
+    rendered: Rendered,
+    answer: _Answer,
+    renderer: Renderer,
+    settings: ExampleSettings,
+    rng: random.Random,
+) -> Iterator[Example]:
+    """Harmful prefix (never a target) → trigger and refusal (trained), as after an intervention at k."""
+    first, n = answer.harmful.index(True), _content_length(answer)
+    k = rng.randint(min(first + 3, n), min(n, first + settings.recovery_max_prefix))
+    trigger = renderer.trigger_ids(settings.trigger, mid_answer=True)
+    reason = renderer.content_ids(" " + refusal_reason(record, rng))
+    tail = (*trigger, *reason, *renderer.end_ids)
+    start = rendered.response.start
+    ids = (*rendered.input_ids[: start + k], *tail)
+    joined = Rendered(ids, rendered.query_end, rendered.content, Span(start, len(ids)))
+    recovered = _Answer(
+        joined,
+        (*answer.harmful[:k], *([False] * len(tail))),
+        (*([False] * k), *([True] * len(tail))),
+        answer.malicious_request,
+    )
+    yield _recovery_example(record, recovered, k, settings, rng)
+
+
+def _recovery_example(
+    record: Record, answer: _Answer, k: int, settings: ExampleSettings, rng: random.Random
+) -> Example:
+    rendered = answer.rendered
+    gate = rng.random() >= settings.gate_closed_share
+    rows = [
+        request_row(rendered, settings.placement, _request_label(answer)),
+        refresh_row(rendered, k, settings.placement, 1.0),
+        *_windows(answer, settings, rng),
+    ]
+    seen_from = (rendered.query_end, rendered.response.start + k - 1)
+    layout = build_layout(rendered, rows, gate=gate, versions=(0, 1), from_row=seen_from)
+    return Example(f"{record.id}#recovery", rendered.input_ids, _labels(answer), layout, record.category or "none")

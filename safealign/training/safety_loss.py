@@ -1,0 +1,142 @@
+"""The safety objective as a mixin over TRL's trainers: arms the safety rows, adds λ·L_cls, gathers verdicts.
+
+L = L_trl + λ·L_cls (Li & Kim, ICML 2025, arXiv 2505.17072). TRL's own loss is computed by TRL: the decoder's hook
+hands its language-model head the completion positions only, and `shift_labels` says which tokens they predict.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass, field
+from typing import Any
+
+import torch
+
+from safealign.layout.collate import SafetyBatch
+from safealign.modeling.attach import HEAD_NAME, TOKEN_NAME, Capture, SafetyParts
+from safealign.modeling.features import batch_logits, plan_for
+from safealign.objectives.safety_bce import safety_bce
+from safealign.training.examples import IGNORED
+
+SAFETY_COLUMNS = ("example",)
+
+
+@dataclass(frozen=True)
+class SafetyObjective:
+    """Weight and shape of the safety loss; `head_learning_rate` applies to safety token and head."""
+
+    lambda_cls: float = 0.1
+    pos_weight: float | None = None
+    label_smoothing: float = 0.0
+    head_learning_rate: float | None = None
+
+
+@dataclass
+class Verdicts:
+    """Safety logits gathered over one evaluation; one entry per labelled row."""
+
+    logits: list[torch.Tensor] = field(default_factory=list)
+    labels: list[torch.Tensor] = field(default_factory=list)
+    kinds: list[torch.Tensor] = field(default_factory=list)
+    examples: list[torch.Tensor] = field(default_factory=list)
+
+    def add(self, logits: torch.Tensor, batch: SafetyBatch, examples: torch.Tensor) -> None:
+        """Keeps the labelled rows of a batch."""
+        chosen = batch.labels >= 0
+        self.logits.append(logits.detach()[chosen].float().cpu())
+        self.labels.append(batch.labels[chosen].cpu())
+        self.kinds.append(batch.kinds[chosen].cpu())
+        self.examples.append(examples[:, None].expand_as(chosen)[chosen].cpu())
+
+    def tensors(self) -> dict[str, torch.Tensor]:
+        """All rows so far: `logits`, `labels`, `kinds`, `examples`, each `[N]`."""
+        names = ("logits", "labels", "kinds", "examples")
+        return {name: torch.cat(getattr(self, name)) if getattr(self, name) else torch.empty(0) for name in names}
+
+
+def compact_labels(labels: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor]:
+    """Which text rows predict a trained token, `[B, T]` bool, and what they predict, `[1, N]`.
+
+    A batch without any keeps its first row with an ignored label, so that the loss stays a differentiable zero.
+    """
+    chosen = torch.zeros_like(labels, dtype=torch.bool)
+    chosen[:, :-1] = labels[:, 1:] != IGNORED
+    if not chosen.any():
+        chosen[0, 0] = True
+        return chosen, labels.new_full((1, 1), IGNORED)
+    return chosen, labels[:, 1:][chosen[:, :-1]].unsqueeze(0)
+
+
+class SafetyLossMixin:
+    """Adds the safety loss to a TRL trainer; `parts` and `objective` are set after construction."""
+
+    parts: SafetyParts
+    objective: SafetyObjective
+    verdicts: Verdicts
+    n_safety_rows: torch.Tensor | None = None
+
+    def set_safety(self, parts: SafetyParts, objective: SafetyObjective) -> None:
+        """Hands the trainer its safety modules and keeps them in fp32 whatever TRL cast them to."""
+        self.parts, self.objective, self.verdicts = parts, objective, Verdicts()
+        parts.token.float()
+        parts.head.float()
+
+    def _set_signature_columns_if_needed(self) -> None:
+        super()._set_signature_columns_if_needed()  # type: ignore[misc]
+        columns: list[str] = self._signature_columns  # type: ignore[attr-defined, has-type]
+        self._signature_columns = [*columns, *(c for c in SAFETY_COLUMNS if c not in columns)]
+
+    def get_batch_samples(self, *args: Any, **kwargs: Any) -> Any:
+        """Counts the labelled safety rows of all micro-batches of a step, as TRL counts its target tokens."""
+        batches, n_items = super().get_batch_samples(*args, **kwargs)  # type: ignore[misc]
+        count = sum(((batch["safety_labels"] >= 0).sum() for batch in batches if "safety_labels" in batch), 0)
+        self.n_safety_rows = self._over_ranks(torch.as_tensor(count))
+        return batches, n_items
+
+    def _over_ranks(self, count: torch.Tensor) -> torch.Tensor:
+        accelerator = self.accelerator  # type: ignore[attr-defined]
+        if accelerator.num_processes == 1:
+            return count
+        return accelerator.gather(count.to(accelerator.device)).sum() / accelerator.num_processes
+
+    def compute_loss(self, model: Any, inputs: dict[str, Any], *args: Any, **kwargs: Any) -> Any:
+        """TRL's loss under the layout's mask plus λ·BCE of the safety rows."""
+        batch = SafetyBatch.pop_from(inputs)
+        examples = inputs.pop("safety_example", None)
+        if batch is None:
+            return super().compute_loss(model, inputs, *args, **kwargs)  # type: ignore[misc]
+        compact, shift_labels = compact_labels(inputs["labels"])
+        inputs["shift_labels"] = shift_labels
+        with self.parts.armed(plan_for(batch, compact)) as capture:
+            loss = super().compute_loss(model, inputs, *args, **kwargs)  # type: ignore[misc]
+        return loss + self._safety_loss(capture, batch, examples)
+
+    def _safety_loss(self, capture: Capture, batch: SafetyBatch, examples: torch.Tensor) -> torch.Tensor:
+        logits = batch_logits(self.parts, capture, batch)
+        training: bool = self.model.training  # type: ignore[attr-defined]
+        options = {"pos_weight": self.objective.pos_weight, "label_smoothing": self.objective.label_smoothing}
+        here = safety_bce(logits, batch.labels, **options)  # type: ignore[arg-type]
+        self._metrics["train" if training else "eval"]["safety/loss"].append(here.item())  # type: ignore[attr-defined]
+        if not training:
+            self.verdicts.add(logits, batch, examples)
+            return self.objective.lambda_cls * here
+        step = safety_bce(logits, batch.labels, n_rows=self.n_safety_rows, **options)  # type: ignore[arg-type]
+        return self.objective.lambda_cls * step
+
+    def create_optimizer(self, *args: Any, **kwargs: Any) -> Any:
+        """TRL's optimizer with safety token and head in a group of their own, at their own learning rate."""
+        optimizer = super().create_optimizer(*args, **kwargs)  # type: ignore[misc]
+        rate = self.objective.head_learning_rate
+        if rate is None:
+            return optimizer
+        model = self.model  # type: ignore[attr-defined]
+        own = {id(p) for name, p in model.named_parameters() if TOKEN_NAME in name or HEAD_NAME in name}
+        moved = [p for group in optimizer.param_groups for p in group["params"] if id(p) in own]
+        for group in optimizer.param_groups:
+            group["params"] = [p for p in group["params"] if id(p) not in own]
+        optimizer.add_param_group({**optimizer.defaults, "params": moved, "lr": rate, "weight_decay": 0.0})
+        return optimizer
+
+    def take_verdicts(self) -> dict[str, torch.Tensor]:
+        """The verdicts gathered since the last call."""
+        taken, self.verdicts = self.verdicts.tensors(), Verdicts()
+        return taken
