@@ -15,12 +15,12 @@ from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any
 
-import torch
-
 from safealign.assets import cache_dir
 from safealign.data.records import BENIGN, MALICIOUS, Message, Record
 from safealign.data.rendering import Renderer
+from safealign.decoding import CachedEngine, Decoder, DecodingOptions, Prompt
 from safealign.errors import DataError
+from safealign.layout import Rendered, Span
 from safealign.modeling.loading import weights_digest
 
 Progress = Callable[[int], None]
@@ -65,19 +65,20 @@ class Sampler:
         self, prompts: Sequence[Sequence[Message]], max_new_tokens: int, progress: Progress | None = None
     ) -> list[tuple[str, bool]]:
         """Greedy answers of the bare model: `(text, complete)`; complete is False when the limit cut it."""
-        rendered = [self.renderer.render(prompt).input_ids for prompt in prompts]
+        rendered = [self.renderer.render(prompt) for prompt in prompts]
         return self._generate(rendered, max_new_tokens, None, progress)
 
     def _sample_everyday(self, harmless: Callable[[str], bool], progress: Progress | None) -> list[Record]:
         opening = self.renderer.render([Message("user", "x")])
-        prefix = opening.input_ids[: opening.content[-1].start]
-        generator = torch.Generator().manual_seed(self.settings.seed)
+        end = opening.content[-1].start
+        bare = Rendered(opening.input_ids[:end], end - 1, (), Span(end, end))
         found: dict[str, None] = {}
-        for _ in range(6):  # a model that repeats itself must not sample for ever
+        for attempt in range(6):  # a model that repeats itself must not sample for ever
             missing = self.settings.everyday - len(found)
             if missing <= 0:
                 break
-            drawn = self._generate([prefix] * max(16, missing * 5 // 4), _MAX_WORDS, generator, None)
+            seed = self.settings.seed + (attempt << 32)
+            drawn = self._generate([bare] * max(16, missing * 5 // 4), _MAX_WORDS, seed, None)
             found |= {t.strip(): None for t, complete in drawn if complete and _is_request(t) and harmless(t)}
             if progress is not None:
                 progress(min(missing, self.settings.everyday))
@@ -107,44 +108,29 @@ class Sampler:
             if len(text.split()) >= _MIN_WORDS and not refused(text)
         ]
 
-    @torch.inference_mode()
     def _generate(
-        self,
-        prompts: Sequence[Sequence[int]],
-        max_new_tokens: int,
-        generator: torch.Generator | None,
-        progress: Progress | None,
+        self, prompts: Sequence[Rendered], max_new_tokens: int, seed: int | None, progress: Progress | None
     ) -> list[tuple[str, bool]]:
-        order = sorted(range(len(prompts)), key=lambda i: len(prompts[i]))
-        results: dict[int, tuple[str, bool]] = {}
-        for start in range(0, len(order), self.settings.batch_size):
-            chosen = order[start : start + self.settings.batch_size]
-            results |= zip(chosen, self._batch([prompts[i] for i in chosen], max_new_tokens, generator), strict=True)
-            if progress is not None:
-                progress(len(chosen))
-        return [results[i] for i in range(len(prompts))]
-
-    def _batch(
-        self, prompts: Sequence[Sequence[int]], max_new_tokens: int, generator: torch.Generator | None
-    ) -> list[tuple[str, bool]]:
-        width = max(len(prompt) for prompt in prompts)
-        ends = sorted(self.renderer.eos_ids)
-        ids = torch.tensor([[*[ends[0]] * (width - len(prompt)), *prompt] for prompt in prompts])
-        mask = torch.tensor([[0] * (width - len(prompt)) + [1] * len(prompt) for prompt in prompts])
-        draw = {"do_sample": False, "temperature": None, "top_p": None, "top_k": None}
-        if generator is not None:
-            draw = {"do_sample": True, "temperature": self.settings.temperature, "top_p": self.settings.top_p, "top_k": 0}
-            torch.manual_seed(int(torch.randint(2**31, (1,), generator=generator)))
-        device = self.model.device
-        output = self.model.generate(
-            ids.to(device), attention_mask=mask.to(device), max_new_tokens=max_new_tokens, eos_token_id=ends,
-            pad_token_id=ends[0], **draw,
+        """`(text, complete)` of each prompt, in order; greedy without a `seed`."""
+        drawn = {} if seed is None else {"temperature": self.settings.temperature, "top_p": self.settings.top_p}
+        options = DecodingOptions(safety=False, max_new_tokens=max_new_tokens, **drawn)
+        decoder = Decoder(
+            CachedEngine(self.model, None), options, encoder=self.renderer, eos_ids=self.renderer.eos_ids
         )
-        return [self._text(row) for row in output[:, width:].tolist()]
+        first = 0 if seed is None else seed
+        seeds = [first + i for i in range(len(prompts))]
+        run = decoder.start([Prompt(prompt) for prompt in prompts], seeds, self.settings.batch_size)
+        reported = 0
+        while run.live:
+            run.step()
+            if progress is not None and run.finished > reported:
+                progress(run.finished - reported)
+            reported = run.finished
+        return [self._text(row.tokens) for row in run.rows]
 
-    def _text(self, ids: list[int]) -> tuple[str, bool]:
+    def _text(self, ids: Sequence[int]) -> tuple[str, bool]:
         end = next((i for i, token in enumerate(ids) if token in self.renderer.eos_ids), None)
-        text = self.renderer.tokenizer.decode(ids[:end], skip_special_tokens=True)
+        text = self.renderer.tokenizer.decode(list(ids[:end]), skip_special_tokens=True)
         return text, end is not None
 
     def _key(self, kind: str, texts: Iterable[str]) -> str:

@@ -1,4 +1,4 @@
-"""A tiny random chat model with its own tokenizer, made in code: tests and `debug=smoke` run on it in seconds."""
+"""A tiny random chat model with its own tokenizer, made in code: tests and `debug=smoke` run on it."""
 
 from __future__ import annotations
 
@@ -13,29 +13,31 @@ if TYPE_CHECKING:
 END_OF_TEXT, TURN_START, TURN_END = "<|endoftext|>", "<|im_start|>", "<|im_end|>"
 ARCHITECTURES = ("llama", "qwen2")
 CHAT_TEMPLATE = (
-    "{% for message in messages %}<|im_start|>{{ message['role'] }}\n{{ message['content'] }}<|im_end|>\n{% endfor %}"
+    "{% for message in messages %}<|im_start|>{{ message['role'] }}\n{{ message['content'] }}"
+    "<|im_end|>\n{% endfor %}"
     "{% if add_generation_prompt %}<|im_start|>assistant\n{% endif %}"
 )
 # Frequent English pairs, so that tokens of several characters (and of space + letter) occur; Ġ is a space.
 _MERGES = (
-    "t h|h e|th e|i n|e r|a n|r e|o n|e s|Ġ t|Ġ a|o r|in g|a t|e n|o u|Ġ s|i s|i t|an d|Ġ w|Ġ the|o f|Ġ c|Ġ b|e d|"
-    "Ġ p|a l|a r|l l|o m|Ġ i|Ġ y|Ġy ou|Ġ h|Ġ f|Ġ m|Ġ o|Ġ and|Ġt o"
+    "t h|h e|th e|i n|e r|a n|r e|o n|e s|Ġ t|Ġ a|o r|in g|a t|e n|o u|Ġ s|i s|i t|an d|Ġ w|Ġ the|o f|Ġ c|"
+    "Ġ b|e d|Ġ p|a l|a r|l l|o m|Ġ i|Ġ y|Ġy ou|Ġ h|Ġ f|Ġ m|Ġ o|Ġ and|Ġt o"
 )
 
 
 def tiny_tokenizer() -> PreTrainedTokenizerFast:
-    """A byte-level BPE tokenizer of 299 ids (every byte is a token) with ChatML control tokens and template."""
+    """A byte-level BPE tokenizer of 299 ids (every byte is one) with ChatML control tokens and template."""
     from tokenizers import Tokenizer, decoders, models, pre_tokenizers
     from transformers import PreTrainedTokenizerFast
 
-    merges = [tuple(pair.split(" ")) for pair in _MERGES.split("|")]
+    merges = [(left, right) for left, _, right in (pair.partition(" ") for pair in _MERGES.split("|"))]
     words = [END_OF_TEXT, TURN_START, TURN_END, *sorted(pre_tokenizers.ByteLevel.alphabet())]
     words += [left + right for left, right in merges]
     backend = Tokenizer(models.BPE(vocab={word: id_ for id_, word in enumerate(words)}, merges=merges))
     backend.pre_tokenizer = pre_tokenizers.ByteLevel(add_prefix_space=False)
     backend.decoder = decoders.ByteLevel()
     backend.add_special_tokens([END_OF_TEXT, TURN_START, TURN_END])
-    tokenizer = PreTrainedTokenizerFast(
+    fast: Any = PreTrainedTokenizerFast
+    tokenizer: PreTrainedTokenizerFast = fast(
         tokenizer_object=backend, bos_token=END_OF_TEXT, eos_token=TURN_END, pad_token=END_OF_TEXT
     )
     tokenizer.chat_template = CHAT_TEMPLATE
@@ -75,7 +77,8 @@ def tiny_model(architecture: str = "llama", seed: int = 0, layers: int = 4) -> P
     with torch.random.fork_rng(devices=[]):
         torch.manual_seed(seed)
         model: PreTrainedModel = model_class(config)
-    return model.eval()
+    model.train(False)
+    return model
 
 
 def write_tiny(path: str | Path, architecture: str = "llama", seed: int = 0) -> Path:

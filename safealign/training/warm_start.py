@@ -7,7 +7,7 @@ than from zero.
 from __future__ import annotations
 
 from collections.abc import Callable, Sequence
-from dataclasses import replace
+from dataclasses import dataclass, replace
 
 import torch
 
@@ -16,6 +16,15 @@ from safealign.layout import Layout, RowKind
 from safealign.modeling.attach import SafetyParts
 from safealign.modeling.features import layout_features
 from safealign.training.examples import Example
+
+
+@dataclass
+class WarmStart:
+    """Frozen features `[N, width]`, labels `[N]` and row kinds `[N]` that the head was started on."""
+
+    features: torch.Tensor
+    labels: torch.Tensor
+    kinds: torch.Tensor
 
 
 def warm_start(
@@ -28,12 +37,11 @@ def warm_start(
     autocast: torch.dtype | None = None,
     fit: bool = True,
     progress: Callable[[int], None] | None = None,
-) -> tuple[torch.Tensor, torch.Tensor, torch.Tensor]:
+) -> WarmStart:
     """Standardises the head on frozen features and, with `fit`, loads the regression's solution.
 
     Requests are read from the prompts alone, windows from `window_examples` whole examples with the gate closed
     (a fresh slot would only disturb the frozen model). Both labels and both kinds of row weigh the same in all.
-    Returns features `[N, width]`, labels `[N]` and kinds `[N]` of the rows used.
     """
     requests = [(example.input_ids[: _prompt_end(example)], _requests_only(example.layout)) for example in examples]
     whole = [(e.input_ids, _closed(e.layout)) for e in _with_windows(examples)[:window_examples]]
@@ -50,7 +58,7 @@ def warm_start(
         probe = LogisticProbe(parts.head.mean, parts.head.scale)  # type: ignore[arg-type]
         probe.fit(features, labels, _balance(labels, kinds), l2=l2)
         parts.head.set_linear(probe.weight.float(), float(probe.bias))  # type: ignore[operator]
-    return features, labels, kinds
+    return WarmStart(features, labels, kinds)
 
 
 def _prompt_end(example: Example) -> int:

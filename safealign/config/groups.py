@@ -1,0 +1,280 @@
+"""The schema of every config group: names, types and limits; the values stand in `conf/` alone.
+
+A field without a default must be given by a file of its group. Every key is explained where its value is,
+in the YAML file. Hydra checks names and types against these classes, `fields.problems_of` the limits.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass, field
+from typing import Any
+
+from safealign.config.fields import at_least, between, choice, positive, probability_or
+
+
+@dataclass(kw_only=True)
+class ModelConfig:
+    """conf/model: which causal LM, and how it is loaded."""
+
+    name: str
+    path: str
+    architecture: str | None = choice("llama", "qwen2")
+    dtype: str = choice("auto", "bf16", "fp32")
+    attn: str = choice("sdpa", "eager")
+    chat_template: str | None
+
+
+@dataclass(kw_only=True)
+class SourceConfig:
+    """One source of records: an asset, a hub data set or a local file."""
+
+    source: str
+    part: str = choice("all", "train", "test", default="all")
+    split: str = "train"
+    fields: dict[str, str] = field(default_factory=dict)
+    limit: int | None = None
+    label: str | None = choice("benign", "malicious", default=None)
+
+
+@dataclass(kw_only=True)
+class LeakCheckConfig:
+    """data.leak_check: no evaluation prompt in the training data."""
+
+    enabled: bool
+    threshold: float = between(0, 1)
+    action: str = choice("drop", "error")
+
+
+@dataclass(kw_only=True)
+class MixConfig:
+    """data.mix: what the rules derive from the records."""
+
+    styles: list[str] | None
+    per_style: int = at_least(0)
+    wrapped: int = at_least(0)
+    wrapper_words: int | None = at_least(1)
+    held_out_templates: float = between(0, 1)
+    about: int = at_least(0)
+    homonyms: int = at_least(0)
+    intents: int = at_least(0)
+    people: int = at_least(0)
+    restyle_max_chars: int = at_least(1)
+    balance: bool
+    limit: int | None = at_least(1)
+
+
+@dataclass(kw_only=True)
+class SamplingConfig:
+    """data.sampling: what the undefended model writes itself."""
+
+    everyday: int = at_least(0)
+    everyday_max_new_tokens: int = at_least(1)
+    compliant: int = at_least(0)
+    compliant_max_new_tokens: int = at_least(1)
+    batch_size: int = at_least(1)
+    temperature: float = at_least(0)
+    top_p: float = between(0, 1)
+    seed: int = at_least(0)
+
+
+@dataclass(kw_only=True)
+class DataConfig:
+    """conf/data: what is trained on and what must stay unseen."""
+
+    name: str
+    path: str | None
+    sources: list[SourceConfig]
+    evaluation: list[str]
+    leak_check: LeakCheckConfig
+    mix: MixConfig
+    sampling: SamplingConfig
+    refusals: int = at_least(0)
+    transitions: int = at_least(0)
+    val_fraction: float = between(0, 0.9)
+    max_length: int = at_least(16)
+
+
+@dataclass(kw_only=True)
+class ObjectiveConfig:
+    """conf/objective: the loss on the text itself."""
+
+    name: str = choice("sft")
+
+
+@dataclass(kw_only=True)
+class AdapterConfig:
+    """conf/adapter: which of the LM's weights are trained."""
+
+    name: str = choice("lora", "none")
+    r: int = at_least(1)
+    alpha: int = at_least(1)
+    dropout: float = between(0, 1)
+    target_modules: str | None
+
+
+@dataclass(kw_only=True)
+class TrainerConfig:
+    """conf/trainer: the optimisation."""
+
+    epochs: float = positive()
+    max_steps: int = at_least(-1)
+    batch_size: int = at_least(1)
+    gradient_accumulation: int = at_least(1)
+    learning_rate: float = positive()
+    head_learning_rate: float = positive()
+    weight_decay: float = at_least(0)
+    warmup_ratio: float = between(0, 1)
+    max_grad_norm: float = positive()
+    scheduler: str = choice("linear", "cosine", "constant", "constant_with_warmup")
+    eval_steps: float = positive()
+    logging_steps: int = at_least(1)
+    precision: str = choice("auto", "bf16", "fp32")
+    gradient_checkpointing: bool
+    threads: int | None = at_least(1)
+
+
+@dataclass(kw_only=True)
+class DeepspeedConfig:
+    """conf/deepspeed: the DeepSpeed settings, or none."""
+
+    name: str
+    config: dict[str, Any] | None
+
+
+@dataclass(kw_only=True)
+class HeadConfig:
+    """safety.head: where the safety head reads."""
+
+    layers: list[float] = between(0, 1)
+    pool: list[str] = choice("row", "mean", "last")
+
+
+@dataclass(kw_only=True)
+class WindowsConfig:
+    """safety.windows: probes over parts of the answer."""
+
+    sees_query: bool
+    length: int = at_least(1)
+    per_answer: int = at_least(0)
+
+
+@dataclass(kw_only=True)
+class GateConfig:
+    """safety.gate: when text may attend to the safety token in training."""
+
+    closed_share: float = between(0, 1)
+    follow_windows: float = between(0, 1)
+
+
+@dataclass(kw_only=True)
+class CalibrationConfig:
+    """safety.calibration: thresholds with a bound on false refusals."""
+
+    units: int = at_least(0)
+    budget: float = between(0, 1)
+    error_probability: float = between(0, 1)
+    max_new_tokens: int = at_least(1)
+    temperature_share: float = between(0, 1)
+
+
+@dataclass(kw_only=True)
+class SafetyConfig:
+    """conf/safety: safety token, head, windows and how they are trained."""
+
+    head: HeadConfig
+    windows: WindowsConfig
+    gate: GateConfig
+    calibration: CalibrationConfig
+    trigger: str
+    refusal_categories: bool
+    warm_start: bool
+    lambda_cls: float = at_least(0)
+    placement: str = choice("append", "prepend")
+    init: str = choice("mean", "assistant_role")
+    recovery_share: float = between(0, 1)
+    label_smoothing: float = between(0, 0.5)
+    pos_weight: float | None = positive()
+
+
+@dataclass(kw_only=True)
+class DecodingConfig:
+    """conf/decoding: the rules at inference; each key is also a keyword of `SafeModel.generate`."""
+
+    safety: bool
+    gate: bool
+    refusal: str
+    schedule: str = choice("first", "periodic", "annealing", "every")
+    interval: int = at_least(1)
+    floor: int = at_least(1)
+    dependency: str = choice("low", "medium", "high")
+    tau: int = between(1, 3)
+    r1: int = at_least(0)
+    r2: int = at_least(1)
+    r3: int = at_least(1)
+    theta_query: Any = probability_or("calibrated")
+    theta_window: Any = probability_or("calibrated")
+    theta_prefix: Any = probability_or("calibrated")
+    max_new_tokens: int = at_least(1)
+    min_new_tokens: int = at_least(0)
+    temperature: float = at_least(0)
+    top_p: float = between(0, 1)
+    top_k: int = at_least(0)
+    seed: int | None = at_least(0)
+
+
+@dataclass(kw_only=True)
+class LoggerConfig:
+    """conf/logger: where metrics go beside `metrics.jsonl`."""
+
+    name: str = choice("none", "wandb", "tensorboard")
+    project: str | None
+    mode: str = choice("auto", "online", "offline")
+
+
+@dataclass(kw_only=True)
+class AttackConfig:
+    """conf/attack: the attacks that an evaluation runs."""
+
+    name: str
+    attacks: list[str] = choice("direct", "prefill")
+    prefill_tokens: list[int] = at_least(1)
+
+
+@dataclass(kw_only=True)
+class JudgeConfig:
+    """conf/judge: who decides whether an answer refuses."""
+
+    name: str = choice("refusal_matcher")
+
+
+@dataclass(kw_only=True)
+class PromptCounts:
+    """suite.prompts: how many prompts of each kind."""
+
+    harmful: int = at_least(0)
+    benign: int = at_least(0)
+    over_refusal: int = at_least(0)
+    everyday: int = at_least(0)
+    held_out: int = at_least(0)
+
+
+@dataclass(kw_only=True)
+class SuiteConfig:
+    """conf/suite: what an evaluation measures, on how many prompts, beside which rows."""
+
+    name: str
+    prompts: PromptCounts
+    ablations: dict[str, Any]
+    max_new_tokens: int = at_least(1)
+    batch_size: int = at_least(1)
+    head_baselines: list[str] = choice("minilm", "frozen")
+
+
+@dataclass(kw_only=True)
+class DefenseConfig:
+    """conf/defense: a system that stands beside ours in the table."""
+
+    name: str
+    training: list[str]
+    kind: str = choice("none", "base", "trained")
+    export: str | None

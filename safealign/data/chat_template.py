@@ -1,0 +1,125 @@
+"""Where a chat template puts each turn's content, learned by rendering it with sentinels in their place."""
+
+from __future__ import annotations
+
+import re
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass, field
+from typing import Any
+
+from safealign.data.records import Message
+from safealign.errors import DataError
+
+_SENTINEL = "\uf8f0{}\uf8f1"
+_FIND_SENTINEL = re.compile("\uf8f0(\\d+)\uf8f1")
+_TRIMS: tuple[Callable[[str], str], ...] = (str, str.strip, str.rstrip, str.lstrip)
+
+
+@dataclass(frozen=True)
+class Placed:
+    """One turn's content in the rendered text: characters `[start, end)`; `trimmed` were cut at its front."""
+
+    turn: int
+    start: int
+    end: int
+    trimmed: int
+
+
+@dataclass(frozen=True)
+class TemplateText:
+    """The rendered text, its contents in order of appearance, and the template's stretches between them."""
+
+    text: str
+    contents: tuple[Placed, ...]
+
+    @property
+    def template(self) -> list[tuple[int, int]]:
+        """Character ranges that the template wrote itself."""
+        starts = [0, *(placed.end for placed in self.contents)]
+        ends = [*(placed.start for placed in self.contents), len(self.text)]
+        return list(zip(starts, ends, strict=True))
+
+    def content_of(self, turn: int) -> Placed:
+        """Where turn number `turn` lies."""
+        return next(placed for placed in self.contents if placed.turn == turn)
+
+
+@dataclass
+class ChatTemplate:
+    """A tokenizer's chat template; it does not need generation markers."""
+
+    tokenizer: Any
+    _skeletons: dict[tuple[tuple[str, ...], bool], str] = field(default_factory=dict)
+
+    def __post_init__(self) -> None:
+        if not getattr(self.tokenizer, "chat_template", None):
+            name = getattr(self.tokenizer, "name_or_path", "") or type(self.tokenizer).__name__
+            raise DataError(
+                f"the tokenizer {name!r} has no chat template: set model.chat_template to one (Jinja text)"
+            )
+
+    def render(self, messages: Sequence[Message], generation_prompt: bool) -> TemplateText:
+        """Render and locate every content. Raises DataError where one is dropped, doubled or rewritten."""
+        text = self._apply(messages, generation_prompt)
+        parts = _FIND_SENTINEL.split(self._skeleton(tuple(turn.role for turn in messages), generation_prompt))
+        pieces, turns = parts[::2], [int(number) for number in parts[1::2]]
+        _refuse_lost(messages, turns)
+        contents = _locate(text, pieces, [(turn, messages[turn].content) for turn in turns])
+        if contents is None:
+            raise DataError(
+                "the chat template rewrites the text of a turn (more than trimming it), so content and "
+                "template cannot be told apart: set model.chat_template to one that inserts the text as it is"
+            )
+        return TemplateText(text, contents)
+
+    def _skeleton(self, roles: tuple[str, ...], generation_prompt: bool) -> str:
+        key = (roles, generation_prompt)
+        if key not in self._skeletons:
+            turns = [Message(role, _SENTINEL.format(number)) for number, role in enumerate(roles)]
+            self._skeletons[key] = self._apply(turns, generation_prompt)
+        return self._skeletons[key]
+
+    def _apply(self, messages: Sequence[Message], generation_prompt: bool) -> str:
+        turns = [{"role": turn.role, "content": turn.content} for turn in messages]
+        try:
+            rendered = self.tokenizer.apply_chat_template(
+                turns, tokenize=False, add_generation_prompt=generation_prompt
+            )
+        except Exception as error:  # templates raise whatever their author chose
+            roles = ", ".join(turn.role for turn in messages)
+            raise DataError(
+                f"the chat template refuses a conversation with the roles {roles}: {error}"
+            ) from error
+        return str(rendered)
+
+
+def _refuse_lost(messages: Sequence[Message], turns: Sequence[int]) -> None:
+    for number, turn in enumerate(messages):
+        if turns.count(number) != 1:
+            fate = "leaves out" if number not in turns else "repeats"
+            raise DataError(
+                f"the chat template {fate} the text of turn {number + 1} ({turn.role}): "
+                "set model.chat_template to one that writes every turn once"
+            )
+
+
+def _locate(
+    text: str, pieces: Sequence[str], contents: Sequence[tuple[int, str]]
+) -> tuple[Placed, ...] | None:
+    """Match `text` = piece, content, piece, …, where the template may have trimmed any content."""
+
+    def _match(at: int, index: int) -> tuple[Placed, ...] | None:
+        if not text.startswith(pieces[index], at):
+            return None
+        at += len(pieces[index])
+        if index == len(contents):
+            return () if at == len(text) else None
+        turn, content = contents[index]
+        for written in dict.fromkeys(trim(content) for trim in _TRIMS):
+            end = at + len(written)
+            rest = _match(end, index + 1) if text.startswith(written, at) else None
+            if rest is not None:
+                return (Placed(turn, at, end, content.find(written)), *rest)
+        return None
+
+    return _match(0, 0)

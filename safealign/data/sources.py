@@ -1,0 +1,179 @@
+"""Records by name, file or hub id, checked as a whole before any is used."""
+
+from __future__ import annotations
+
+import dataclasses
+import difflib
+import json
+from collections.abc import Callable, Iterable, Iterator, Mapping
+from importlib import import_module
+from pathlib import Path
+from typing import Any
+
+from safealign.assets import data_path
+from safealign.assets.hub import looks_like_hub_id
+from safealign.data.readers import READERS
+from safealign.data.records import Record
+from safealign.data.validation import Refused, Row, require_valid
+from safealign.errors import AssetError, DataError
+
+_ROLES = {"human": "user", "gpt": "assistant", "bot": "assistant"}
+
+
+def load_records(
+    spec: str | Path,
+    *,
+    split: str = "train",
+    fields: Mapping[str, str] | None = None,
+    label: str | None = None,
+    refused: Refused | None = None,
+    offline: bool | None = None,
+) -> list[Record]:
+    """All records of a source; `source` is set on each.
+
+    `spec`: a file or folder (.jsonl, .parquet), a known data set (`known_sources()`), or a hub id
+    ("owner/name", with `split`). `fields` renames columns, e.g. `{"messages": "conversations"}` or
+    `{"prompt": "question", "response": "answer"}`. `label` is given to records that have none. `refused`
+    tells whether a text is a plain refusal. Raises DataError with *all* bad rows, or AssetError when the
+    source cannot be found or fetched.
+    """
+    spec = str(spec)
+    if spec in READERS:
+        records = _from_asset(spec, offline)
+        require_valid(records, spec, refused)
+    else:
+        rows = [_renamed(row, fields or {}) for row in _rows(spec, split, offline)]
+        require_valid(rows, spec, refused)
+        records = [Record.from_dict(row.data, row.where) for row in rows]
+    name = Path(spec).stem if Path(spec).suffix else spec
+    return [_completed(record, name, label) for record in records]
+
+
+def known_sources() -> dict[str, str]:
+    """The data sets that have a name, with a line on each."""
+    return {name: reader.note for name, reader in READERS.items()}
+
+
+def _from_asset(name: str, offline: bool | None) -> list[Record]:
+    reader = READERS[name]
+    path = data_path(reader.asset, offline)
+    try:
+        return list(reader.read(path))
+    except (KeyError, IndexError, TypeError, ValueError) as error:
+        raise DataError(
+            f"{path} is not in the format of {name} ({error!r}): give the file that the name means"
+        ) from error
+
+
+def _completed(record: Record, name: str, label: str | None) -> Record:
+    return dataclasses.replace(record, source=record.source or name, label=record.label or label)
+
+
+def _rows(spec: str, split: str, offline: bool | None) -> Iterator[Row]:
+    path = Path(spec).expanduser()
+    if path.is_dir():
+        files = sorted(file for file in path.iterdir() if file.suffix in _FORMATS)
+        if not files:
+            raise DataError(f"the folder {path} holds no {' or '.join(_FORMATS)} file")
+        for file in files:
+            yield from _FORMATS[file.suffix](file)
+    elif path.is_file():
+        if path.suffix not in _FORMATS:
+            raise DataError(f"{path} has the unknown ending {path.suffix!r}: use {' or '.join(_FORMATS)}")
+        yield from _FORMATS[path.suffix](path)
+    elif looks_like_hub_id(spec) and path.suffix not in _FORMATS:
+        yield from _hub_rows(spec, split, offline)
+    else:
+        raise AssetError(_unknown(spec))
+
+
+def _unknown(spec: str) -> str:
+    close = difflib.get_close_matches(spec, READERS, n=1)
+    hint = f"did you mean {close[0]!r}?" if close else f"known names are {', '.join(READERS)}"
+    return f"there is no file and no data set {spec!r}: {hint}"
+
+
+def _jsonl(path: Path) -> Iterator[Row]:
+    """Like every reader of user files: a line that cannot be parsed becomes a row with its fault."""
+    with path.open("rb") as file:
+        for number, line in enumerate(file, start=1):
+            where = f"{path.name}:{number}"
+            try:
+                text = line.decode("utf-8-sig")
+                if text.strip():
+                    yield Row(where, json.loads(text))
+            except UnicodeDecodeError:
+                yield Row(where, None, "is not UTF-8 text")
+            except json.JSONDecodeError as error:
+                yield Row(where, None, f"is not JSON ({error.msg} at column {error.colno})")
+
+
+def _parquet(path: Path) -> Iterator[Row]:
+    import pyarrow
+    import pyarrow.parquet
+
+    try:
+        with pyarrow.parquet.ParquetFile(path) as file:
+            rows = (row for batch in file.iter_batches() for row in batch.to_pylist())
+            yield from (
+                Row(f"{path.name}:{number}", _without_none(row)) for number, row in enumerate(rows, start=1)
+            )
+    except pyarrow.ArrowInvalid as error:
+        raise DataError(f"{path} is not a readable Parquet file ({error})") from error
+
+
+_FORMATS: dict[str, Callable[[Path], Iterator[Row]]] = {".jsonl": _jsonl, ".parquet": _parquet}
+
+
+def _hub_rows(spec: str, split: str, offline: bool | None) -> Iterator[Row]:
+    rows = _hub_dataset(spec, split, offline)
+    yield from (
+        Row(f"{spec}[{split}]:{number}", _without_none(row)) for number, row in enumerate(rows, start=1)
+    )
+
+
+def _hub_dataset(spec: str, split: str, offline: bool | None) -> Iterable[Mapping[str, Any]]:
+    datasets: Any = import_module("datasets")  # heavy, and without type hints
+
+    mode = datasets.DownloadConfig(local_files_only=True) if offline else None
+    try:
+        loaded: Iterable[Mapping[str, Any]] = datasets.load_dataset(spec, split=split, download_config=mode)
+    except Exception as error:  # the library raises what its many back ends raise
+        first = (str(error).strip().splitlines() or [type(error).__name__])[0]
+        raise AssetError(
+            f"the data set {spec!r} (split {split!r}) could not be loaded from the hub ({first}): check "
+            "name, split and network, or give a local .jsonl or .parquet file"
+        ) from error
+    return loaded
+
+
+def _without_none(row: Mapping[str, Any]) -> dict[str, Any]:
+    """Columnar formats fill absent fields with None."""
+    return {key: value for key, value in row.items() if value is not None}
+
+
+def _renamed(row: Row, fields: Mapping[str, str]) -> Row:
+    if row.fault or not isinstance(row.data, Mapping):
+        return row
+    data = dict(row.data)
+    missing = [column for column in fields.values() if column not in data]
+    if missing and len(missing) == len(fields):
+        return Row(row.where, data, f"has no column {missing[0]!r}; it has {', '.join(map(str, data))}")
+    data |= {field: data[column] for field, column in fields.items() if column in data}
+    if "messages" not in data and isinstance(data.get("prompt"), str):
+        data["messages"] = _question(data["prompt"], data.get("response"))
+    if isinstance(data.get("messages"), list):
+        data["messages"] = [_turn(turn) for turn in data["messages"]]
+    return Row(row.where, data)
+
+
+def _question(prompt: str, response: Any) -> list[dict[str, Any]]:
+    turns = [{"role": "user", "content": prompt}]
+    return turns if response is None else [*turns, {"role": "assistant", "content": response}]
+
+
+def _turn(turn: Any) -> Any:
+    """The other common spelling of a turn (`from`, `value`) in ours."""
+    if isinstance(turn, Mapping) and "from" in turn and "role" not in turn:
+        return {"role": _ROLES.get(turn["from"], turn["from"]), "content": turn.get("value")}
+    return turn

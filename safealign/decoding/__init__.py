@@ -1,0 +1,36 @@
+"""Decoding with explicit safety signals: rules, schedules, policies, the batched decoder and its reference.
+"""
+
+from safealign.decoding.decoder import DecodedRow, Decoder, Run
+from safealign.decoding.engine import CachedEngine, Feed
+from safealign.decoding.options import CalibratedThresholds, DecodingOptions
+from safealign.decoding.policy import DEFAULT_REFUSAL, DEFAULT_TRIGGER, Policy, RefusalTexts
+from safealign.decoding.rows import Prompt, RowSettings
+from safealign.decoding.rules import Dependency, Probe, ProbeKind, RowState, Rules, State
+from safealign.decoding.schedule import make_schedule
+from safealign.decoding.trace import Evaluation, Recording
+
+__all__ = [
+    "DEFAULT_REFUSAL",
+    "DEFAULT_TRIGGER",
+    "CachedEngine",
+    "CalibratedThresholds",
+    "DecodedRow",
+    "Decoder",
+    "DecodingOptions",
+    "Dependency",
+    "Evaluation",
+    "Feed",
+    "Policy",
+    "Probe",
+    "ProbeKind",
+    "Prompt",
+    "Recording",
+    "RefusalTexts",
+    "RowSettings",
+    "RowState",
+    "Rules",
+    "Run",
+    "State",
+    "make_schedule",
+]

@@ -1,0 +1,351 @@
+"""The batched decoder: drives the rules of every row with the cached engine's verdicts."""
+
+from __future__ import annotations
+
+from collections import deque
+from collections.abc import Iterable, Sequence
+from dataclasses import dataclass, field
+from typing import Protocol
+
+import torch
+
+from safealign.decoding.engine import EngineRow, Fed, Feed
+from safealign.decoding.options import CalibratedThresholds, DecodingOptions
+from safealign.decoding.policy import Policy, RefusalTexts, TriggerEncoder
+from safealign.decoding.rows import Prompt
+from safealign.decoding.rules import Action, ActionKind, Probe, RowState, Rules, State, Transition
+from safealign.decoding.sampler import RowNoise, Sampler
+from safealign.decoding.trace import Evaluation, Recording
+
+END_OF_TURN, TOKEN_LIMIT, REFUSED = "stop", "length", "refusal"
+
+
+class Engine(Protocol):
+    """What the decoder needs of an engine; `engine.CachedEngine` is the one that ships."""
+
+    def open(self, n_rows: int, longest: int, room: int) -> None:
+        """Starts a batch of at most `n_rows`."""
+        ...
+
+    def admit(self, prompts: Sequence[Prompt]) -> list[EngineRow]:
+        """Gives each prompt a free row."""
+        ...
+
+    def prefill(self, feeds: Sequence[Feed]) -> Fed:
+        """Feeds the prompts and evaluates their safety rows."""
+        ...
+
+    def forward(self, feeds: Sequence[Feed]) -> Fed:
+        """Advances these rows and evaluates their safety rows."""
+        ...
+
+    def withdraw(self, row: EngineRow, length: int) -> None:
+        """Rolls a row back to its first `length` text rows."""
+        ...
+
+    def close(self, row: EngineRow) -> None:
+        """Takes a finished row out of the batch."""
+        ...
+
+
+@dataclass(eq=False)
+class DecodedRow:
+    """One answer in the making. `tokens` are g_1 … g_t, an end-of-turn token included.
+
+    `shown`: how many of them may be shown (nothing shown is ever withdrawn). `intervened_at`: the g index at
+    which the row turned to REFUSING, None if it did not. `finish`: `stop`, `length` or `refusal` (the fixed
+    one) once done.
+    """
+
+    prompt: Prompt
+    noise: RowNoise
+    tokens: list[int] = field(default_factory=list)
+    state: RowState = field(default_factory=RowState)
+    trace: list[Evaluation] = field(default_factory=list)
+    shown: int = 0
+    intervened_at: int | None = None
+    finish: str | None = None
+    _place: EngineRow | None = None
+
+    @property
+    def place(self) -> EngineRow:
+        """The row's place in the engine, while it is live."""
+        assert self._place is not None
+        return self._place
+
+    @place.setter
+    def place(self, place: EngineRow) -> None:
+        self._place = place
+
+    @property
+    def request_logit(self) -> float | None:
+        """Logit of p_0; None without safety."""
+        return self.trace[0].logit if self.trace else None
+
+    def recording(self, text: str = "") -> Recording:
+        """What calibration reads, for a row decoded with `record`."""
+        return Recording.of(self.trace, len(self.tokens), text)
+
+
+class Decoder:
+    """Decodes batches of prompts under one set of options.
+
+    `encoder` renders the refusal texts; `eos_ids` end an answer; `record` evaluates every window that
+    calibration needs and never intervenes. Raises ConfigError where a threshold is `calibrated` and there is
+    no calibration.
+    """
+
+    def __init__(
+        self,
+        engine: Engine,
+        options: DecodingOptions,
+        *,
+        encoder: TriggerEncoder,
+        eos_ids: Iterable[int],
+        calibrated: CalibratedThresholds | None = None,
+        record: bool = False,
+    ) -> None:
+        self.engine, self.options = engine, options
+        self.eos_ids = frozenset(eos_ids)
+        self.rules = options.rules(calibrated, record=record) if options.safety else Rules()
+        self.thresholds = calibrated or CalibratedThresholds()
+        self.policy = Policy(encoder, RefusalTexts(options.trigger, options.refusal))
+        self.sampler = Sampler(
+            temperature=options.temperature,
+            top_k=options.top_k,
+            top_p=options.top_p,
+            min_new_tokens=options.min_new_tokens,
+            eos_ids=self.eos_ids,
+        )
+
+    def decode(
+        self, prompts: Sequence[Prompt], seeds: Sequence[int], batch_size: int | None = None
+    ) -> list[DecodedRow]:
+        """Answers in the order of the prompts; `seeds` one per row, at most `batch_size` rows at a time."""
+        run = self.start(prompts, seeds, batch_size)
+        while run.live:
+            run.step()
+        return run.rows
+
+    def start(self, prompts: Sequence[Prompt], seeds: Sequence[int], batch_size: int | None = None) -> Run:
+        """Feeds the first prompts; the caller then steps the run while it has live rows."""
+        return Run(self, prompts, seeds, batch_size or max(1, len(prompts)))
+
+
+class Run:
+    """Prompts under way: `rows` in the order given, `live` those being decoded, the rest waiting or finished.
+
+    When a quarter of the rows has finished, waiting prompts (similar lengths together) take their places.
+    """
+
+    def __init__(
+        self, decoder: Decoder, prompts: Sequence[Prompt], seeds: Sequence[int], batch_size: int
+    ) -> None:
+        self.decoder, self.engine, self.rules = decoder, decoder.engine, decoder.rules
+        self.options, self.batch_size = decoder.options, batch_size
+        self.rows = [DecodedRow(prompt, RowNoise(seed)) for prompt, seed in zip(prompts, seeds, strict=True)]
+        self.live: list[DecodedRow] = []
+        self._waiting = deque(sorted(self.rows, key=lambda row: -row.prompt.n_text))
+        self._logits: dict[DecodedRow, torch.Tensor] = {}
+        longest = max((row.prompt.n_text for row in self.rows), default=0)
+        self.engine.open(min(batch_size, len(self.rows)), longest, self.options.max_new_tokens + 16)
+        self._admit()
+
+    @property
+    def finished(self) -> int:
+        """Number of rows that are done."""
+        return len(self.rows) - len(self.live) - len(self._waiting)
+
+    def step(self) -> None:
+        """One more token for every live row, with all that its verdicts entail."""
+        self._sample()
+        fed = [(row, self._final(row), self._probes(row)) for row in self.live]
+        for row, final, probes in fed:
+            if final and not probes:
+                self._finish(row, self._natural_end(row))
+        fed = [entry for entry in fed if entry[0].finish is None]
+        if fed:
+            verdicts = self._feed([(row, probes) for row, _, probes in fed])
+            self._react(
+                [(row, self._judge(row, final, v)) for (row, final, _), v in zip(fed, verdicts, strict=True)]
+            )
+        self._retire()
+        self._admit()
+
+    # ---- the prompt ----------------------------------------------------------------------------------------
+
+    def _admit(self) -> None:
+        """Fills free rows from the queue, not for one or two at a time while many others go on."""
+        while self._waiting and len(self.live) <= self.batch_size * 3 // 4:
+            count = min(len(self._waiting), self.batch_size - len(self.live))
+            rows = [self._waiting.popleft() for _ in range(count)]
+            for row, place in zip(rows, self.engine.admit([row.prompt for row in rows]), strict=True):
+                row.place = place
+            self.live += rows
+            self._open(rows)
+            self._retire()
+
+    def _open(self, rows: Sequence[DecodedRow]) -> None:
+        safety = self.options.safety
+        feeds = [
+            Feed(
+                row.place,
+                row.prompt.rendered.input_ids,
+                self.rules.opening(row.prompt.prefix) if safety else (),
+                True,
+            )
+            for row in rows
+        ]
+        fed = self.engine.prefill(feeds)
+        self._keep_logits(rows, fed)
+        if not safety:
+            return
+        moves = []
+        for row, feed, logits in zip(rows, feeds, fed.verdicts, strict=True):
+            move = self.rules.open(logits)
+            self._note(row, 0, list(zip(feed.probes, logits, strict=True)), move.row, 0)
+            moves.append((row, move))
+        self._react(moves)
+
+    # ---- one token -----------------------------------------------------------------------------------------
+
+    def _sample(self) -> None:
+        logits = torch.stack([self._logits[row] for row in self.live])
+        steps = [len(row.tokens) + 1 for row in self.live]
+        chosen = self.decoder.sampler.choose(logits, steps, [row.noise for row in self.live])
+        for row, token in zip(self.live, chosen, strict=True):
+            row.tokens.append(token)
+
+    def _probes(self, row: DecodedRow) -> tuple[Probe, ...]:
+        if not self.options.safety:
+            return ()
+        return self.rules.probes(row.state, len(row.tokens), prefix=row.prompt.prefix, final=self._final(row))
+
+    def _feed(
+        self, entries: Sequence[tuple[DecodedRow, tuple[Probe, ...]]]
+    ) -> list[list[tuple[Probe, float]]]:
+        """Feeds the newest token of each row and evaluates its probes, in one forward or in two."""
+        rows = [row for row, _ in entries]
+        if self.options.fused:
+            fed = self.engine.forward([Feed(row.place, row.tokens[-1:], probes) for row, probes in entries])
+            self._keep_logits(rows, fed)
+            return [list(zip(p, v, strict=True)) for (_, p), v in zip(entries, fed.verdicts, strict=True)]
+        self._keep_logits(rows, self.engine.forward([Feed(row.place, row.tokens[-1:]) for row in rows]))
+        probing = [(row, probes) for row, probes in entries if probes]
+        if not probing:
+            return [[] for _ in entries]
+        found = self.engine.forward([Feed(row.place, (), probes) for row, probes in probing]).verdicts
+        by_row = {row: list(zip(p, v, strict=True)) for (row, p), v in zip(probing, found, strict=True)}
+        return [by_row.get(row, []) for row in rows]
+
+    def _judge(self, row: DecodedRow, final: bool, verdicts: list[tuple[Probe, float]]) -> Transition:
+        step = len(row.tokens)
+        if not self.options.safety:
+            move = Transition(row.state)
+        else:
+            move = self.rules.step(row.state, step, verdicts, final=final, ended=self._ended(row))
+        self._note(row, step, verdicts, move.row, 0 if self.options.fused else 1)
+        if move.action.kind is ActionKind.CONTINUE and final:
+            self._finish(row, self._natural_end(row))
+        return move
+
+    # ---- what verdicts entail ------------------------------------------------------------------------------
+
+    def _react(self, moves: Sequence[tuple[DecodedRow, Transition]]) -> None:
+        """Carries out the actions; rows that feed anything for it share one forward."""
+        feeds: list[tuple[DecodedRow, Feed]] = []
+        for row, move in moves:
+            if row.state.state is not State.REFUSING and move.row.state is State.REFUSING:
+                row.intervened_at = move.row.since
+            row.state = move.row
+            feed = self._carry_out(row, move.action)
+            if feed is not None:
+                feeds.append((row, feed))
+            row.shown = row.state.shown(len(row.tokens))
+        inserting = [entry for entry in feeds if entry[1].tokens]
+        if inserting:
+            fed = self.engine.forward([feed for _, feed in inserting])
+            self._keep_logits([row for row, _ in inserting], fed)
+            self._note_refresh(inserting, fed)
+        freezing = [entry for entry in feeds if not entry[1].tokens]
+        if freezing:
+            self._note_refresh(freezing, self.engine.forward([feed for _, feed in freezing]))
+
+    def _carry_out(self, row: DecodedRow, action: Action) -> Feed | None:
+        """Withdraws and inserts; returns what has to be fed for it."""
+        if action.kind is ActionKind.CONTINUE:
+            return None
+        if action.kind is ActionKind.FREEZE:
+            return self._freeze(row, action)
+        del row.tokens[action.keep :]
+        mid_answer = bool(row.prompt.prefix or action.keep)
+        if action.kind is ActionKind.STOP:
+            row.tokens += self.decoder.policy.refusal_ids(mid_answer=mid_answer)
+            self._finish(row, REFUSED)
+            return None
+        trigger = self.decoder.policy.trigger_ids(mid_answer=mid_answer)
+        feed = self._refusal_feed(row, action, trigger)
+        row.tokens += trigger
+        if len(row.tokens) >= self.options.max_new_tokens:
+            self._finish(row, TOKEN_LIMIT)
+            return None
+        return feed
+
+    def _refusal_feed(self, row: DecodedRow, action: Action, trigger: Sequence[int]) -> Feed:
+        if (
+            action.refresh is None
+        ):  # REFUSING from the start: nothing to take back, rule 1 goes on after the trigger
+            return Feed(row.place, trigger, self.rules.refusing_after(row.state, len(trigger)))
+        last = row.tokens[-1] if row.tokens else row.prompt.rendered.input_ids[-1]
+        self.engine.withdraw(row.place, row.prompt.n_text + action.keep - 1)
+        return Feed(row.place, (last, *trigger), (action.refresh,), sees_new=True)
+
+    def _freeze(self, row: DecodedRow, action: Action) -> Feed | None:
+        if self._final(row):
+            self._finish(row, self._natural_end(row))
+            return None
+        assert action.refresh is not None
+        return Feed(row.place, (), (action.refresh,))
+
+    # ---- bookkeeping ---------------------------------------------------------------------------------------
+
+    def _ended(self, row: DecodedRow) -> bool:
+        return bool(row.tokens) and row.tokens[-1] in self.decoder.eos_ids
+
+    def _final(self, row: DecodedRow) -> bool:
+        return self._ended(row) or len(row.tokens) >= self.options.max_new_tokens
+
+    def _natural_end(self, row: DecodedRow) -> str:
+        return END_OF_TURN if self._ended(row) else TOKEN_LIMIT
+
+    def _finish(self, row: DecodedRow, reason: str) -> None:
+        row.finish, row.shown = reason, len(row.tokens)
+
+    def _keep_logits(self, rows: Sequence[DecodedRow], fed: Fed) -> None:
+        if fed.logits is not None:
+            self._logits.update(zip(rows, fed.logits, strict=True))
+
+    def _note(
+        self,
+        row: DecodedRow,
+        step: int,
+        verdicts: Iterable[tuple[Probe, float]],
+        state: RowState,
+        forwards: int,
+    ) -> None:
+        p = self.decoder.thresholds.p
+        row.trace += [
+            Evaluation.of(probe, step, x, p(x), str(state.state), forwards) for probe, x in verdicts
+        ]
+
+    def _note_refresh(self, entries: Sequence[tuple[DecodedRow, Feed]], fed: Fed) -> None:
+        for (row, feed), logits in zip(entries, fed.verdicts, strict=True):
+            forwards = 0 if feed.tokens else 1
+            for probe, logit in zip(feed.probes, logits, strict=True):
+                self._note(row, probe.end, [(probe, logit)], row.state, forwards)
+
+    def _retire(self) -> None:
+        for row in [row for row in self.live if row.finish is not None]:
+            self.live.remove(row)
+            self._logits.pop(row, None)
+            self.engine.close(row.place)

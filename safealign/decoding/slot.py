@@ -1,0 +1,102 @@
+"""The key/value cache with the safety slot: ragged rows, in place, without clones.
+
+Each row has columns of its own: two for the slot, then its text, then scratch room for rows that leave no
+trace. Because the explicit mask says who sees what, physical order is irrelevant: the slot's two columns take
+turns (a new verdict is written into the one that is not in use, so text of the same forward can see either),
+withdrawn tokens are simply overwritten, and a finished row is replaced by the last one.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from typing import Any
+
+import torch
+from transformers import Cache, DynamicLayer
+
+SLOT_COLUMNS = 2  # the first text column
+
+
+class SlotCache(Cache):
+    """A `transformers` cache whose `update` writes where `aim` said and returns the aimed rows' columns."""
+
+    def __init__(self, max_rows: int, capacity: int) -> None:
+        super().__init__(layer_class_to_replicate=DynamicLayer)
+        self.max_rows, self.n_rows = max_rows, 0
+        self.capacity = capacity
+        self._buffers: list[tuple[torch.Tensor, torch.Tensor]] = []
+        self._rows: torch.Tensor | None = None
+        self._at: tuple[torch.Tensor, torch.Tensor] | None = None
+        self._width = 0
+
+    def aim(self, rows: Sequence[int], columns: torch.Tensor, width: int) -> None:
+        """Prepares a forward of `rows`: its new keys go to `columns` `[N, Q]`; it sees columns `0..width-1`.
+        """
+        self._reserve(width)
+        index = torch.tensor(rows, device=columns.device)
+        everyone = list(rows) == list(range(self.n_rows))
+        self._rows = None if everyone else index
+        self._at = (index[:, None], columns)
+        self._width = width
+
+    def update(
+        self, key_states: torch.Tensor, value_states: torch.Tensor, layer_idx: int, *args: Any, **kwargs: Any
+    ) -> tuple[torch.Tensor, torch.Tensor]:
+        """Stores `[N, heads, Q, D]` at the aimed columns; returns `[N, heads, width, D]` of keys and of
+        values.
+        """
+        if self._at is None:
+            raise RuntimeError("aim the slot cache before a forward")
+        if layer_idx == len(self._buffers):
+            self._buffers.append((self._empty(key_states), self._empty(value_states)))
+        keys, values = self._buffers[layer_idx]
+        rows, columns = self._at
+        keys[rows, :, columns] = key_states.transpose(1, 2)
+        values[rows, :, columns] = value_states.transpose(1, 2)
+        return self._view(keys), self._view(values)
+
+    def admit(self, n: int) -> int:
+        """Takes `n` free rows behind those in use; returns the first one's index."""
+        if self.n_rows + n > self.max_rows:
+            raise ValueError(
+                f"the cache has {self.max_rows} rows, {self.n_rows} in use: no room for {n} more"
+            )
+        self.n_rows += n
+        return self.n_rows - n
+
+    def drop(self, row: int) -> None:
+        """Frees `row`: the last row in use takes its place."""
+        last = self.n_rows - 1
+        if row != last:
+            for keys, values in self._buffers:
+                keys[row] = keys[last]
+                values[row] = values[last]
+        self.n_rows = last
+
+    def get_seq_length(self, layer_idx: int = 0) -> int:
+        """Columns in use by the present forward (positions and mask are always explicit)."""
+        return self._width
+
+    def get_mask_sizes(self, query_length: int, layer_idx: int = 0) -> tuple[int, int]:
+        """Key length and offset, as mask builders ask for them."""
+        return self._width, 0
+
+    def _view(self, buffer: torch.Tensor) -> torch.Tensor:
+        if self._rows is None:
+            return buffer[: self.n_rows, :, : self._width]
+        return buffer[self._rows, :, : self._width]
+
+    def _empty(self, states: torch.Tensor) -> torch.Tensor:
+        return states.new_zeros(self.max_rows, states.shape[1], self.capacity, states.shape[3])
+
+    def _reserve(self, width: int) -> None:
+        """Grows the buffers by half when a row outgrows them."""
+        if width <= self.capacity:
+            return
+        extra = max(width, self.capacity * 3 // 2) - self.capacity
+        self.capacity += extra
+        self._buffers = [(_grown(keys, extra), _grown(values, extra)) for keys, values in self._buffers]
+
+
+def _grown(buffer: torch.Tensor, extra: int) -> torch.Tensor:
+    return torch.nn.functional.pad(buffer, (0, 0, 0, extra))

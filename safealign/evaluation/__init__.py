@@ -1,0 +1,1 @@
+"""Evaluation: attacks, metrics and the suites that run them."""

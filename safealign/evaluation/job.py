@@ -1,0 +1,196 @@
+"""One evaluation from systems to report: the suite, the tables of head and windows, pictures, summary."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import torch
+from rich.console import Console
+
+from safealign.config.groups import AttackConfig, SuiteConfig
+from safealign.data.records import Record
+from safealign.data.templates import load_templates
+from safealign.data.wrapping import generic_templates, split
+from safealign.evaluation.head_table import (
+    HeadSets,
+    Score,
+    cached,
+    head_grid,
+    head_row,
+    linear_baseline,
+    wrapped_set,
+)
+from safealign.evaluation.judge_check import judge_note
+from safealign.evaluation.pictures import draw
+from safealign.evaluation.sets import load_set
+from safealign.evaluation.suite import Prompts, SuiteResult, attacks_of, fill, run_suite
+from safealign.evaluation.systems import System
+from safealign.evaluation.window_table import WindowAnswers, window_grid, window_row_figures
+from safealign.judges.encoder import SentenceEncoder
+from safealign.layout import build_layout, request_row
+from safealign.model import SafeModel
+from safealign.modeling.attach import SafetyParts
+from safealign.modeling.features import layout_features
+from safealign.reporting.summary import Summary
+from safealign.reporting.tables import show_summary
+
+
+@dataclass
+class Evidence:
+    """What the head's table needs besides the systems: training requests and calibration units of the run."""
+
+    requests: Sequence[Record]
+    calibration: Sequence[Record]
+    frozen: SafetyParts | None
+    budget: float
+    confidence: float
+
+
+@dataclass
+class EvaluationJob:
+    """`systems`: the undefended model first, ours second, then others. `evidence` None leaves the head table out."""
+
+    systems: Sequence[System]
+    suite: SuiteConfig
+    attack: AttackConfig
+    folder: Path
+    console: Console
+    title: str
+    command: str
+    offline: bool = False
+    evidence: Evidence | None = None
+
+    def run(self) -> Summary:
+        """Measures everything, writes `summary.json`, `summary.md` and pictures, prints the tables."""
+        undefended, ours = self.systems[0], self.systems[1]
+        prompts = Prompts.load(self.suite, self.offline)
+        attacks = attacks_of(self.attack, ours.model.tokenizer)
+        keep = [(undefended.name, "direct"), (undefended.name, "benign"), (ours.name, "benign"), (ours.name, "direct")]
+        result = run_suite(self.systems, prompts, attacks, self.suite, self.folder / "cells", self.console, keep)
+        summary = Summary(self.title, self.command)
+        fill(summary, result, self.systems, attacks)
+        scores: dict[str, list[float]] = {}
+        if self.evidence is not None and self.suite.prompts.everyday:
+            self.console.print("  the head, beside its baselines", highlight=False)
+            sets = self._head_sets(prompts)
+            summary.grids["head"], scores = self._head(sets)
+        self.console.print("  the windows", highlight=False)
+        self._windows(summary, result, prompts)
+        self._notes(summary)
+        summary.write(self.folder)
+        draw(self.folder, summary, ours.model, scores)
+        show_summary(summary, self.console)
+        return summary
+
+    def _head_sets(self, prompts: Prompts) -> HeadSets:
+        assert self.evidence is not None
+        n = self.suite.prompts
+        _, held_out = split((*load_templates(offline=self.offline), *generic_templates()))
+        return HeadSets(
+            harmful=load_set("harmful", offline=self.offline),
+            benign=load_set("benign", offline=self.offline)[: 2 * n.benign],
+            over_refusal=load_set("over_refusal", offline=self.offline),
+            pairs=load_set("pairs", offline=self.offline),
+            everyday=load_set("everyday", n.everyday, self.offline),
+            wrapped=wrapped_set(prompts.harmful, prompts.benign, held_out, n.harmful),
+            calibration=list(self.evidence.calibration),
+        )
+
+    def _head(self, sets: HeadSets) -> tuple[Any, dict[str, list[float]]]:
+        assert self.evidence is not None
+        ours = self.systems[1]
+        heads: dict[str, Score] = {ours.name: _model_score(ours.model)}
+        if "frozen" in self.suite.head_baselines and self.evidence.frozen is not None:
+            features = cached(frozen_features(self.evidence.frozen, ours.model))
+            heads["frozen states, logistic regression"] = linear_baseline(features, self.evidence.requests)
+        if "minilm" in self.suite.head_baselines:
+            encoder = SentenceEncoder(offline=self.offline)
+            embed = cached(lambda records: encoder.encode([record.request for record in records]))
+            heads["MiniLM embeddings, logistic regression"] = linear_baseline(embed, self.evidence.requests)
+        limits = (self.evidence.budget, self.evidence.confidence)
+        rows = {name: head_row(score, sets, *limits) for name, score in heads.items()}
+        own = heads[ours.name]
+        scores = {
+            "HarmBench": own(sets.harmful).tolist(),
+            "benign": own(sets.benign).tolist(),
+            "over-refusal": own(sets.over_refusal).tolist(),
+            "everyday": own(sets.everyday).tolist(),
+        }
+        return head_grid(rows), scores
+
+    def _windows(self, summary: Summary, result: SuiteResult, prompts: Prompts) -> None:
+        undefended, ours = self.systems[0], self.systems[1]
+        answered = result.cells[undefended.name, "direct"].succeeded
+        hosts = prompts.benign
+        harmful = [
+            (hosts[i % len(hosts)], list(out.tokens))
+            for i, out in enumerate(result.outputs[undefended.name, "direct"])
+            if answered[i]
+        ]
+        refusals = [
+            (hosts[i % len(hosts)], list(out.tokens))
+            for i, out in enumerate(result.outputs[ours.name, "direct"])
+            if out.refused
+        ]
+        own = result.outputs[ours.name, "benign"]
+        benign = [(record, list(out.tokens)) for record, out in zip(hosts, own, strict=True) if not out.refused]
+        if not (harmful and benign):
+            summary.notes.append("The windows' table needs harmful and benign answers; this suite gave none.")
+            return
+        answers = WindowAnswers(harmful, benign, refusals)
+        figures = {ours.name: window_row_figures(ours, answers)}
+        summary.grids["windows"] = window_grid(figures, ours.model.options.schedule)
+
+    def _notes(self, summary: Summary) -> None:
+        summary.notes.append(judge_note(self.offline))
+        card = self.systems[1].model.card
+        if card is not None and card.calibration.get("note"):
+            summary.notes.append(f"Thresholds: {card.calibration['note']}; units: {card.calibration.get('distribution')}.")
+        if card is not None:
+            summary.meta["training"] = card.training
+        summary.meta["machine"] = machine()
+
+
+def frozen_features(parts: SafetyParts, model: SafeModel) -> Any:
+    """Request features of an untouched model: last and mean content state at the depths of `parts`."""
+
+    def features(records: Sequence[Record]) -> torch.Tensor:
+        prompts = [model.renderer.render(record.prompt) for record in records]
+        layouts = [build_layout(p, [request_row(p, model.rows.placement)]) for p in prompts]
+        found = layout_features(parts, [p.input_ids for p in prompts], layouts)
+        return torch.cat(found)
+
+    return features
+
+
+def _model_score(model: SafeModel) -> Score:
+    known: dict[str, torch.Tensor] = {}
+
+    def score(records: Sequence[Record]) -> torch.Tensor:
+        key = "\x1e".join(str(record.id) + record.request for record in records)
+        if key not in known:
+            known[key] = torch.tensor(model.score_logits([record.prompt for record in records]))
+        return known[key]
+
+    return score
+
+
+def machine() -> str:
+    """What the figures were measured on."""
+    import os
+    import platform
+
+    name = next(
+        (line.split(":")[1].strip() for line in _cpu_lines() if line.startswith("model name")), platform.processor()
+    )
+    return f"{os.cpu_count()} × {name or platform.machine()}, torch {torch.__version__}"
+
+
+def _cpu_lines() -> list[str]:
+    try:
+        return Path("/proc/cpuinfo").read_text(encoding="utf-8").splitlines()
+    except OSError:
+        return []

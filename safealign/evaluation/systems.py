@@ -1,0 +1,38 @@
+"""The systems that stand side by side in a table: a model and the decoding options that make it one."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from dataclasses import dataclass, field
+from typing import Any
+
+from safealign.model import SafeModel
+
+UNDEFENDED, OURS, PLAIN_SFT = "undefended", "safealign", "plain SFT"
+
+
+@dataclass(frozen=True)
+class System:
+    """`options`: keywords of `generate` that differ from the model's own. `note` says what the row is."""
+
+    name: str
+    model: SafeModel
+    options: Mapping[str, Any] = field(default_factory=dict)
+    note: str = ""
+
+    @property
+    def key(self) -> str:
+        """Name as a file name."""
+        return "".join(c if c.isalnum() else "_" for c in self.name.lower())
+
+    @property
+    def guarded(self) -> bool:
+        """Whether any safety row is evaluated at all."""
+        return self.model.parts is not None and bool(self.options.get("safety", True))
+
+
+def ablations(ours: System, changes: Mapping[str, Mapping[str, Any]]) -> list[System]:
+    """Rows that take our parts away: the same model under other decoding options."""
+    return [
+        System(name, ours.model, {**ours.options, **options}, "without a part") for name, options in changes.items()
+    ]

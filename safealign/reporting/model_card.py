@@ -1,0 +1,183 @@
+"""The README.md of an export: what it is, how it was made, what its thresholds promise, and its limits."""
+
+from __future__ import annotations
+
+from collections.abc import Iterable, Mapping, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+from safealign.files import write_text
+from safealign.reporting.summary import Summary
+
+METHOD = (
+    "One learned **safety token** reads the request (and, during decoding, windows of the answer) at "
+    "positions no text can occupy; a linear **safety head** turns its hidden states into a logit of harm. "
+    "While the model writes, every token of the answer can attend to the newest verdict, and four "
+    "decoding rules act on it: a request judged harmful is refused, a harmful turn in mid-answer is "
+    "withdrawn and replaced by a refusal. The method is that of Li & Kim, *Safety Alignment Can Be Not "
+    "Superficial With Explicit Safety Signals* (ICML 2025, arXiv:2505.17072), with this project's own "
+    "definitions where the paper is silent."
+)
+PLAIN_LOAD = (
+    "**Loaded with plain `transformers`, PEFT, vLLM or any other tool, this model runs without gate and "
+    "decoding**: no safety token, no verdict, no interventions. What is left are the fine-tuned weights "
+    "alone; the evaluation has a row for that."
+)
+LIMITS = (
+    "The promise on false refusals holds for the distribution the thresholds were calibrated on; other "
+    "sources are measured, not promised.",
+    "Attack success is judged by rules that see refusals and empty answers, not harm; it overstates "
+    "success on answers that are harmless or wrong.",
+    "The refusal matcher and the training data are English.",
+    "Attacks that know the safety head and optimise against it were not tried.",
+    "Whoever holds the weights can leave the safety parts out.",
+)
+
+
+@dataclass(frozen=True)
+class CardFacts:
+    """What a card cannot read from `safety.json` and the summary.
+
+    Attributes:
+        name: of the export, the card's title.
+        base: the base model's name, with its digest in `base_sha256` when known.
+        licence: SPDX name of the licence the weights are under, that of the base model.
+        command: what made it.
+        data: one mapping per data set, with `name` and as many of `rows`, `licence`, `package`, `version`,
+            `sha256`, `origin` as are known.
+        adapter: True when the export is an adapter and not merged weights.
+    """
+
+    name: str
+    base: str
+    licence: str = "apache-2.0"
+    base_sha256: str = ""
+    command: str = ""
+    data: Sequence[Mapping[str, Any]] = ()
+    adapter: bool = False
+
+
+def model_card(facts: CardFacts, safety: Mapping[str, Any], summary: Summary | None = None) -> str:
+    """Text of the card.
+
+    Args:
+        facts: see `CardFacts`.
+        safety: contents of `safety.json` (`head`, `placement`, `trigger`, `decoding`, `thresholds`,
+        `calibration`).
+        summary: the results; None when nothing was evaluated, and the card says so.
+    """
+    sections = [
+        _front_matter(facts),
+        f"# {facts.name}\n\n{_what(facts)}\n\n{PLAIN_LOAD}",
+        _use(facts),
+        f"## Method\n\n{METHOD}\n\n{_settings(safety)}",
+        f"## Data\n\n{_data_table(facts.data)}",
+        f"## Thresholds and what they promise\n\n{_thresholds(safety)}",
+        _results(summary),
+        "## Limits\n\n" + "\n".join(f"- {limit}" for limit in LIMITS),
+    ]
+    return "\n\n".join(sections) + "\n"
+
+
+def write_model_card(
+    folder: str | Path, facts: CardFacts, safety: Mapping[str, Any], summary: Summary | None = None
+) -> Path:
+    """Write the card as `README.md` of the export `folder`; returns its path."""
+    return write_text(Path(folder) / "README.md", model_card(facts, safety, summary))
+
+
+def _front_matter(facts: CardFacts) -> str:
+    library = "peft" if facts.adapter else "transformers"
+    return (
+        f"---\nlicense: {facts.licence}\nlibrary_name: {library}\nbase_model: {facts.base}\n"
+        "pipeline_tag: text-generation\ntags:\n- safety\n- safealign\n---"
+    )
+
+
+def _what(facts: CardFacts) -> str:
+    kind = "An adapter for" if facts.adapter else "A fine-tuned copy of"
+    digest = f" (weights sha256 `{facts.base_sha256}`)" if facts.base_sha256 else ""
+    made = f", made by `{facts.command}`" if facts.command else ""
+    return f"{kind} `{facts.base}`{digest} with an explicit safety signal{made}."
+
+
+def _use(facts: CardFacts) -> str:
+    return (
+        "## Use\n\n```python\nimport safealign\n\n"
+        f'model = safealign.load("path/to/{facts.name}")\n'
+        'out = model.generate([{"role": "user", "content": "How do I bake bread?"}], max_new_tokens=128)\n'
+        "print(out.text, out.refused, out.intervened_at)\n"
+        'print(model.score([{"role": "user", "content": "How do I bake bread?"}]))  # p(malicious)\n```'
+    )
+
+
+def _settings(safety: Mapping[str, Any]) -> str:
+    head = safety.get("head", {})
+    rows = [
+        ("safety token's position", safety.get("placement")),
+        ("head reads, as fractions of depth", _listed(head.get("layers"))),
+        ("head pools", _listed(head.get("pool"))),
+        ("windows see the request", safety.get("window_sees_query")),
+        ("trigger of a refusal", safety.get("trigger")),
+        *((f"decoding: {key}", value) for key, value in safety.get("decoding", {}).items()),
+    ]
+    return _table(("setting", "value"), [(key, value) for key, value in rows if value is not None])
+
+
+def _data_table(data: Iterable[Mapping[str, Any]]) -> str:
+    rows = [
+        (
+            item["name"],
+            item.get("rows", "–"),
+            item.get("licence", "unknown"),
+            " ".join(str(item[key]) for key in ("package", "version") if item.get(key))
+            or item.get("origin", "–"),
+            f"`{item['sha256']}`" if item.get("sha256") else "–",
+        )
+        for item in data
+    ]
+    return (
+        _table(("data", "rows", "licence", "from", "sha256"), rows) if rows else "No data set was recorded."
+    )
+
+
+def _thresholds(safety: Mapping[str, Any]) -> str:
+    calibration = safety.get("calibration", {})
+    details = dict(calibration.get("thresholds", {}))
+    details |= calibration.get("prefix", {}).get("thresholds", {})
+    rows = []
+    for name, logit in safety.get("thresholds", {}).items():
+        note = details.get(name, {}).get("note", "not calibrated")
+        rows.append((name, "off" if logit is None else f"{logit:.3f}", note))
+    if not rows:
+        return "No threshold is set: interventions are off."
+    parts = [_table(("threshold", "logit", "what it promises"), rows)]
+    if calibration.get("note"):
+        parts.append(f"Together: {calibration['note']}.")
+    if calibration.get("distribution"):
+        parts.append(f"Calibrated on {calibration['distribution']}.")
+    if not calibration.get("carries_promise", True):
+        parts.append("**The data at hand were too few for the promise that was asked for.**")
+    return "\n\n".join(parts)
+
+
+def _results(summary: Summary | None) -> str:
+    if summary is None:
+        return "## Results\n\nThis export was not evaluated."
+    grids = [grid.to_markdown(3) for grid in (*summary.areas.values(), *summary.grids.values()) if grid.cells]
+    notes = "\n".join(f"- {note}" for note in summary.notes)
+    made = f"From `{summary.command}`. " if summary.command else ""
+    return "\n\n".join(
+        [f"## Results\n\n{made}Each cell: value (count; 95 % interval).", *grids, notes]
+    ).rstrip()
+
+
+def _table(head: Sequence[str], rows: Iterable[Sequence[Any]]) -> str:
+    lines = [f"| {' | '.join(head)} |", "|" + "---|" * len(head)]
+    lines += [f"| {' | '.join(str(cell).replace('|', chr(92) + '|') for cell in row)} |" for row in rows]
+    return "\n".join(lines)
+
+
+def _listed(values: Iterable[Any] | None) -> str | None:
+    return None if values is None else ", ".join(str(value) for value in values)

@@ -1,0 +1,29 @@
+"""`python -m safealign.train +recipe=llama_lora`: train, calibrate, export, quick evaluation, report."""
+
+from __future__ import annotations
+
+import sys
+import time
+from pathlib import Path
+
+from rich.console import Console
+
+from safealign.commands import run_command
+from safealign.config.roots import TrainConfig
+
+
+def main(config: TrainConfig) -> None:
+    """Runs one training job as configured; everything it makes lies in `config.run_dir`."""
+    from safealign.training.pipeline import run
+
+    console = Console()
+    started = time.monotonic()
+    export = run(config, console)
+    minutes = (time.monotonic() - started) / 60
+    console.print(f"\n[bold]done[/] in {minutes:.1f} min. Export: {export}", highlight=False)
+    console.print(f"Report:  {Path(config.run_dir) / 'report' / 'summary.md'}", highlight=False)
+    console.print(f"Next:    python -m safealign.chat model={export}", highlight=False)
+
+
+if __name__ == "__main__":
+    sys.exit(run_command(main))

@@ -1,0 +1,108 @@
+"""Thresholds from benign requests with their own answers, decoded as deployed with interventions off."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass, field
+from typing import Any
+
+import torch
+
+from safealign.config.roots import TrainConfig
+from safealign.data.records import Record
+from safealign.decoding.trace import Recording
+from safealign.evaluation.metrics.calibration import calibrate
+from safealign.evaluation.metrics.reliability import brier, expected_calibration_error, fit_temperature
+from safealign.model import SafeModel
+
+Say = Callable[[str], None]
+
+
+@dataclass
+class CalibrationResult:
+    """`thresholds` as logits by name (query, window, prefix); `card` is what `safety.json` records of it."""
+
+    thresholds: dict[str, float | None]
+    temperature: float
+    card: dict[str, Any] = field(default_factory=dict)
+
+
+def calibrate_model(
+    model: SafeModel,
+    units: Sequence[Record],
+    labelled: tuple[torch.Tensor, torch.Tensor],
+    config: TrainConfig,
+    say: Say,
+) -> CalibrationResult:
+    """Records every unit and sets θ_query, θ_window and θ_prefix; fits the temperature on `labelled`.
+
+    `units`: benign requests that training did not see. `labelled`: logits and labels of request rows kept from
+    both training and thresholds. θ_prefix is calibrated on the same answers, cut at random and handed back as
+    prefixes; it shares the windows' half of the budget.
+    """
+    settings = config.safety.calibration
+    say(f"calibration: answering {len(units)} benign requests with interventions off")
+    prompts = [record.prompt for record in units]
+    recordings = model.record_batch(prompts, max_new_tokens=settings.max_new_tokens, seed=config.seed)
+    prefixed = _prefix_statistics(model, prompts, recordings, config)
+    found = calibrate(
+        {
+            "query": [recording.request for recording in recordings],
+            "window": [_finite(recording.window_statistic) for recording in recordings],
+        },
+        settings.budget,
+        1.0 - settings.error_probability,
+        distribution=_distribution(units),
+    )
+    prefix = calibrate({"prefix": prefixed}, settings.budget, 1.0 - settings.error_probability)
+    thresholds: dict[str, float | None] = {name: part.logit for name, part in found.thresholds.items()}
+    thresholds["prefix"] = prefix.thresholds["prefix"].logit
+    temperature = fit_temperature(*labelled)
+    say(f"  {found.note}")
+    card = found.to_dict() | {
+        "prefix": prefix.to_dict(),
+        "distribution": _distribution(units),
+        "schedule": model.options.schedule,
+        "tau": model.options.tau,
+        "max_new_tokens": settings.max_new_tokens,
+        "temperature": temperature,
+        "temperature_rows": len(labelled[0]),
+        "reliability": _reliability(*labelled, temperature),
+    }
+    return CalibrationResult(thresholds, temperature, card)
+
+
+def _prefix_statistics(
+    model: SafeModel, prompts: Sequence[Any], recordings: Sequence[Recording], config: TrainConfig
+) -> list[float]:
+    """Each unit's own answer cut at a random place, scanned as a caller's prefix would be."""
+    from safealign.data.records import Message
+
+    generator = torch.Generator().manual_seed(config.seed)
+    cut = []
+    for prompt, recording in zip(prompts, recordings, strict=True):
+        words = recording.text.split(" ")
+        kept = int(torch.randint(1, len(words) + 1, (1,), generator=generator))
+        prefix = " ".join(words[:kept]).strip() or "Yes"
+        cut.append((*prompt, Message("assistant", prefix)))
+    scanned = model.record_batch(cut, max_new_tokens=1, schedule="first")
+    return [_finite(recording.prefix_statistic) for recording in scanned]
+
+
+def _finite(value: float) -> float:
+    """A unit without any window cannot raise an alarm: far below every threshold."""
+    return value if math.isfinite(value) else -1e4
+
+
+def _distribution(units: Sequence[Record]) -> str:
+    sources: dict[str, int] = {}
+    for record in units:
+        sources[record.source or "unnamed"] = sources.get(record.source or "unnamed", 0) + 1
+    parts = ", ".join(f"{n} from {name}" for name, n in sorted(sources.items()))
+    return f"benign requests held out of training ({parts}), each with the model's own answer"
+
+
+def _reliability(logits: torch.Tensor, labels: torch.Tensor, temperature: float) -> dict[str, float]:
+    p = torch.sigmoid(logits / temperature)
+    return {"brier": brier(p, labels), "expected_calibration_error": expected_calibration_error(p, labels)}

@@ -1,0 +1,181 @@
+"""One training run: data, warm start, trainer; what comes after (calibration, export, table) is the command's."""
+
+from __future__ import annotations
+
+import inspect
+import time
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import torch
+from rich.console import Console
+
+from safealign.config.roots import TrainConfig
+from safealign.data.rendering import Renderer
+from safealign.errors import ConfigError
+from safealign.modeling.attach import HEAD_NAME, TOKEN_NAME, SafetyParts, attach
+from safealign.modeling.precision import compute_dtype
+from safealign.modeling.safety_token import HeadSettings
+from safealign.training.callbacks.metrics_file import MetricsFile
+from safealign.training.callbacks.progress import ProgressLine
+from safealign.training.collator import SafetyCollator
+from safealign.training.prepare import TrainingData
+from safealign.training.safety_loss import SafetyObjective
+from safealign.training.sft import SafetySFTTrainer, example_dataset
+from safealign.training.warm_start import WarmStart, warm_start
+
+
+@dataclass
+class TrainedModel:
+    """What training hands on: the (PEFT-wrapped) model, its safety parts, the trainer's log and the warm start."""
+
+    model: Any
+    parts: SafetyParts
+    history: list[dict[str, float]]
+    warm: WarmStart
+    seconds: float
+
+
+def fit(
+    config: TrainConfig, model: Any, renderer: Renderer, data: TrainingData, console: Console
+) -> TrainedModel:
+    """Attaches the safety parts, starts the head warm, trains; the model is changed in place."""
+    started = time.monotonic()
+    parts = attach_from(config, model, renderer)
+    autocast = compute_dtype(config.trainer.precision)
+    console.print("warm start: reading the frozen model's states", highlight=False)
+    warm = warm_start(parts, data.train, autocast=autocast, fit=config.safety.warm_start)
+    trainer = build_trainer(config, model, renderer, data, parts, console)
+    trainer.train()
+    trainer.model.eval()
+    return TrainedModel(trainer.model, parts, trainer.state.log_history, warm, time.monotonic() - started)
+
+
+def attach_from(config: TrainConfig, model: Any, renderer: Renderer) -> SafetyParts:
+    """Attaches safety token and head as the config's `safety` group says."""
+    head = HeadSettings(tuple(config.safety.head.layers), tuple(config.safety.head.pool))
+    role_ids = renderer.content_ids("assistant")
+    return attach(model, head, config.safety.init, role_ids)
+
+
+def build_trainer(
+    config: TrainConfig,
+    model: Any,
+    renderer: Renderer,
+    data: TrainingData,
+    parts: SafetyParts,
+    console: Console,
+) -> SafetySFTTrainer:
+    """TRL's trainer with our data, collator, callbacks and loss; the adapter is made by TRL from its config."""
+    everything = [*data.train, *data.validation]
+    n_train, pad = len(data.train), renderer.tokenizer.pad_token_id or 0
+    validation = example_dataset(data.validation)
+    validation = validation.map(lambda row: {"example": row["example"] + n_train}) if data.validation else None
+    trainer = SafetySFTTrainer(
+        model=model,
+        args=trainer_arguments(config, len(data.train), validation is not None),
+        train_dataset=example_dataset(data.train),
+        eval_dataset=validation,
+        data_collator=SafetyCollator(everything, pad),
+        processing_class=renderer.tokenizer,
+        peft_config=adapter_config(config, parts),
+        callbacks=[ProgressLine(console), MetricsFile(Path(config.run_dir) / "metrics.jsonl")],
+    )
+    from transformers.trainer_callback import PrinterCallback, ProgressCallback
+
+    trainer.remove_callback(ProgressCallback)
+    trainer.remove_callback(PrinterCallback)
+    objective = SafetyObjective(
+        config.safety.lambda_cls,
+        config.safety.pos_weight,
+        config.safety.label_smoothing,
+        config.trainer.head_learning_rate,
+    )
+    trainer.set_safety(parts, objective)
+    trainer.categories = {index: example.category for index, example in enumerate(everything)}
+    return trainer
+
+
+def adapter_config(config: TrainConfig, parts: SafetyParts) -> Any:
+    """PEFT's LoRA config over every linear layer of the decoder, the safety parts trained whole; None for full."""
+    if config.adapter.name == "none":
+        return None
+    from peft import LoraConfig
+
+    names = sorted({n.split(".")[-1] for n, m in parts.decoder.named_modules() if isinstance(m, torch.nn.Linear)})
+    wanted = config.adapter.target_modules
+    targets: list[str] | str = names if wanted in (None, "all-linear") else str(wanted)
+    return LoraConfig(
+        r=config.adapter.r,
+        lora_alpha=config.adapter.alpha,
+        lora_dropout=config.adapter.dropout,
+        target_modules=targets,
+        modules_to_save=[TOKEN_NAME, HEAD_NAME],
+        task_type="CAUSAL_LM",
+    )
+
+
+def trainer_arguments(config: TrainConfig, n_examples: int, evaluates: bool) -> Any:
+    """TRL's SFTConfig from the `trainer` group."""
+    from trl import SFTConfig
+
+    t = config.trainer
+    dtype = compute_dtype(t.precision)
+    steps = planned_steps(config, n_examples)
+    eval_steps = max(1, round(t.eval_steps * steps)) if t.eval_steps < 1 else int(t.eval_steps)
+    checkpointing = "activation_checkpointing"
+    if checkpointing not in inspect.signature(SFTConfig).parameters:
+        checkpointing = "gradient_checkpointing"
+    return SFTConfig(
+        output_dir=str(Path(config.run_dir) / "checkpoints"),
+        per_device_train_batch_size=t.batch_size,
+        per_device_eval_batch_size=2 * t.batch_size,
+        gradient_accumulation_steps=t.gradient_accumulation,
+        num_train_epochs=t.epochs,
+        max_steps=t.max_steps,
+        learning_rate=t.learning_rate,
+        weight_decay=t.weight_decay,
+        warmup_steps=round(t.warmup_ratio * steps),
+        max_grad_norm=t.max_grad_norm,
+        lr_scheduler_type=t.scheduler,
+        logging_steps=t.logging_steps,
+        eval_strategy="steps" if evaluates else "no",
+        eval_steps=eval_steps,
+        save_strategy="no",
+        report_to=_reporters(config),
+        run_name=config.name,
+        seed=config.seed,
+        bf16=dtype is torch.bfloat16,
+        use_cpu=not torch.cuda.is_available(),
+        max_length=None,
+        prediction_loss_only=True,
+        dataloader_pin_memory=torch.cuda.is_available(),
+        dataset_kwargs={"skip_prepare_dataset": True},
+        disable_tqdm=True,
+        **{checkpointing: t.gradient_checkpointing},
+    )
+
+
+def planned_steps(config: TrainConfig, n_examples: int) -> int:
+    """Optimiser steps of a run."""
+    if config.trainer.max_steps > 0:
+        return config.trainer.max_steps
+    batches = -(-n_examples // config.trainer.batch_size)
+    return max(1, round(config.trainer.epochs * max(1, batches // config.trainer.gradient_accumulation)))
+
+
+def _reporters(config: TrainConfig) -> str:
+    if config.logger.name == "wandb":
+        from safealign.training.callbacks.wandb_mode import prepare_wandb
+
+        prepare_wandb(config)
+    return config.logger.name
+
+
+def require_examples(data: TrainingData) -> None:
+    """Raises ConfigError when there is nothing to train on."""
+    if not data.train:
+        raise ConfigError("no training examples are left: look at data.sources, data.val_fraction and the leak check")
+
+

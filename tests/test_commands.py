@@ -1,0 +1,159 @@
+"""The frame of the commands: flags, exit statuses, the run directory, launchers' leftovers."""
+
+from __future__ import annotations
+
+import os
+from pathlib import Path
+from typing import Any
+
+import pytest
+import yaml
+
+from safealign.commands import run_command
+from safealign.errors import DataError
+from safealign.files import write_text
+
+
+@pytest.fixture
+def seen(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> list[Any]:
+    """An empty working directory, and what the command's main was called with."""
+    monkeypatch.chdir(tmp_path)
+    return []
+
+
+def test_a_plain_run_writes_its_config_and_nothing_else(seen: list[Any], tmp_path: Path) -> None:
+    assert run_command(seen.append, argv=["+recipe=llama_lora", "run_dir=here", "--local_rank=0"]) == 0
+    files = sorted(str(path.relative_to(tmp_path)) for path in tmp_path.rglob("*"))
+    assert files == ["here", "here/config.yaml"]
+    written = yaml.safe_load((tmp_path / "here/config.yaml").read_text())
+    assert written["name"] == seen[0].name == "llama_lora"
+    assert written["trainer"]["learning_rate"] == seen[0].trainer.learning_rate
+
+
+def test_only_rank_zero_writes(seen: list[Any], tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("RANK", "1")
+    assert run_command(seen.append, argv=["--local-rank", "1"]) == 0
+    assert seen and not list(tmp_path.iterdir())
+
+
+def test_a_mistake_is_one_red_sentence_and_status_2(
+    seen: list[Any], capsys: pytest.CaptureFixture[str]
+) -> None:
+    assert run_command(seen.append, argv=["trainer.epoch=1"]) == 2
+    output = capsys.readouterr()
+    assert (
+        output.err == "error: trainer.epoch=1: no such key 'trainer.epoch'; did you mean 'trainer.epochs'?\n"
+    )
+    assert not seen and not output.out
+
+
+def test_an_error_of_the_command_is_printed_not_raised(
+    seen: list[Any], capsys: pytest.CaptureFixture[str]
+) -> None:
+    def main(config: Any) -> None:
+        raise DataError("bad rows [in brackets]", ["a.jsonl:3 empty turn"])
+
+    assert run_command(main, argv=[]) == 2
+    assert capsys.readouterr().err == "error: bad rows [in brackets]\n  - a.jsonl:3 empty turn\n"
+
+
+def test_an_interruption_has_its_own_status(seen: list[Any]) -> None:
+    def main(config: Any) -> None:
+        raise KeyboardInterrupt
+
+    assert run_command(main, argv=[]) == 130
+
+
+def test_a_bug_keeps_its_traceback(seen: list[Any]) -> None:
+    def main(config: Any) -> None:
+        raise ZeroDivisionError
+
+    with pytest.raises(ZeroDivisionError):
+        run_command(main, argv=[])
+
+
+def test_the_commands_status_is_handed_on(seen: list[Any]) -> None:
+    assert run_command(lambda config: 7, argv=[]) == 7
+
+
+def test_cfg_prints_and_runs_nothing(
+    seen: list[Any], tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    assert run_command(seen.append, argv=["--cfg", "job", "--resolve", "debug=smoke", "model=org/name"]) == 0
+    printed = yaml.safe_load(capsys.readouterr().out)
+    assert (printed["name"], printed["model"]["path"]) == ("smoke", "org/name")
+    assert not seen and not list(tmp_path.iterdir())
+
+
+def test_help_lists_the_groups(seen: list[Any], capsys: pytest.CaptureFixture[str]) -> None:
+    assert run_command(seen.append, argv=["--help"]) == 0
+    text = capsys.readouterr().out
+    assert "adapter: lora, none" in text and "recipe: llama_lora" in text and not seen
+
+
+def test_a_mistake_beside_a_flag_is_explained_too(
+    seen: list[Any], capsys: pytest.CaptureFixture[str]
+) -> None:
+    assert run_command(seen.append, argv=["--cfg", "job", "trainer.epoch=1"]) == 2
+    assert "did you mean 'trainer.epochs'" in capsys.readouterr().err
+
+
+def test_a_sweep_runs_each_job_in_its_own_folder(seen: list[Any], tmp_path: Path) -> None:
+    assert run_command(seen.append, argv=["-m", "trainer.epochs=1,2", "run_dir=x"]) == 0
+    assert [(config.trainer.epochs, config.run_dir) for config in seen] == [(1.0, "x-0"), (2.0, "x-1")]
+    assert (tmp_path / "x-1/config.yaml").is_file()
+
+
+def test_a_users_own_configs(seen: list[Any], tmp_path: Path) -> None:
+    write_text(tmp_path / "mine/trainer/long.yaml", "defaults: [default, _self_]\nepochs: 5\n")
+    assert run_command(seen.append, argv=["--config-dir", "mine", "trainer=long"]) == 0
+    assert seen[0].trainer.epochs == 5
+
+
+@pytest.mark.parametrize(
+    ("model", "run_dir"), [("outputs/x/export", "outputs/x"), ("org/name", "outputs/evaluate/name")]
+)
+def test_an_evaluation_goes_to_the_run_it_measures(
+    seen: list[Any], tmp_path: Path, model: str, run_dir: str
+) -> None:
+    assert run_command(seen.append, "evaluate", argv=[f"model={model}"]) == 0
+    assert seen[0].run_dir == run_dir
+    assert (tmp_path / run_dir / "evaluate.yaml").is_file()
+
+
+def test_export_keeps_the_runs_config(seen: list[Any], tmp_path: Path) -> None:
+    write_text(tmp_path / "x/config.yaml", "name: x\n")
+    assert run_command(seen.append, "export", argv=["run=x", "merge=false"]) == 0
+    assert (tmp_path / "x/config.yaml").read_text() == "name: x\n"
+    assert seen[0].merge is False
+
+
+def test_a_tolerant_command_gets_the_mistakes(seen: list[Any], tmp_path: Path) -> None:
+    def main(config: Any, problems: list[str]) -> int:
+        seen.append((config, problems))
+        return 2
+
+    assert run_command(main, argv=["trainer.epoch=1", "safety.placement=x"], tolerant=True) == 2
+    config, problems = seen[0]
+    assert config.name == "smollm2_135m" and len(problems) == 2
+    assert not list(tmp_path.iterdir())
+
+
+def test_a_run_dir_that_cannot_be_written(
+    seen: list[Any], tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    write_text(tmp_path / "file", "")
+    assert run_command(seen.append, argv=["run_dir=file/x"]) == 2
+    assert "run_dir=file/x: cannot be written" in capsys.readouterr().err
+
+
+def test_a_file_is_whole_or_as_before(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    path = write_text(tmp_path / "a.json", "old")
+
+    def fail(*_: object) -> None:
+        raise OSError("disk full")
+
+    monkeypatch.setattr(os, "replace", fail)
+    with pytest.raises(OSError, match="disk full"):
+        write_text(path, "new")
+    assert path.read_text() == "old" and list(tmp_path.iterdir()) == [path]
