@@ -118,6 +118,7 @@ def _through_hydra(
     status = [0]
 
     def job(composed: DictConfig) -> None:
+        """One job of Hydra: the only one, or one of a sweep."""
         sweep = HydraConfig.get().mode == RunMode.MULTIRUN
         config, problems = to_object(composed, config_name)
         refuse(problems)

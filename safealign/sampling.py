@@ -37,7 +37,7 @@ class SamplingSettings:
     compliant_max_new_tokens: int = 48
     batch_size: int = 64
     temperature: float = 1.0
-    top_p: float = 0.95
+    top_k: int = 100
     seed: int = 0
 
 
@@ -87,7 +87,11 @@ class Sampler:
         answers = self.answer(prompts, self.settings.everyday_max_new_tokens, progress)
         return [
             Record(
-                (*prompt, Message("assistant", text)), BENIGN, BENIGN, id=f"everyday-{i}", source="sampled_everyday",
+                (*prompt, Message("assistant", text)),
+                BENIGN,
+                BENIGN,
+                id=f"everyday-{i}",
+                source="sampled_everyday",
                 complete=complete,
             )
             for i, (prompt, (text, complete)) in enumerate(zip(prompts, answers, strict=True))
@@ -101,8 +105,13 @@ class Sampler:
         answers = self.answer([record.prompt for record in requests], limit, progress)
         return [
             Record(
-                (*record.prompt, Message("assistant", text)), MALICIOUS, MALICIOUS, id=f"{record.id}#compliant",
-                source="sampled_compliant", category=record.category, complete=complete,
+                (*record.prompt, Message("assistant", text)),
+                MALICIOUS,
+                MALICIOUS,
+                id=f"{record.id}#compliant",
+                source="sampled_compliant",
+                category=record.category,
+                complete=complete,
             )
             for record, (text, complete) in zip(requests, answers, strict=True)
             if len(text.split()) >= _MIN_WORDS and not refused(text)
@@ -112,11 +121,9 @@ class Sampler:
         self, prompts: Sequence[Rendered], max_new_tokens: int, seed: int | None, progress: Progress | None
     ) -> list[tuple[str, bool]]:
         """`(text, complete)` of each prompt, in order; greedy without a `seed`."""
-        drawn = {} if seed is None else {"temperature": self.settings.temperature, "top_p": self.settings.top_p}
+        drawn = {} if seed is None else {"temperature": self.settings.temperature, "top_k": self.settings.top_k}
         options = DecodingOptions(safety=False, max_new_tokens=max_new_tokens, **drawn)
-        decoder = Decoder(
-            CachedEngine(self.model, None), options, encoder=self.renderer, eos_ids=self.renderer.eos_ids
-        )
+        decoder = Decoder(CachedEngine(self.model, None), options, encoder=self.renderer, eos_ids=self.renderer.eos_ids)
         first = 0 if seed is None else seed
         seeds = [first + i for i in range(len(prompts))]
         run = decoder.start([Prompt(prompt) for prompt in prompts], seeds, self.settings.batch_size)

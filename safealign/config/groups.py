@@ -73,7 +73,7 @@ class SamplingConfig:
     compliant_max_new_tokens: int = at_least(1)
     batch_size: int = at_least(1)
     temperature: float = at_least(0)
-    top_p: float = between(0, 1)
+    top_k: int = at_least(0)
     seed: int = at_least(0)
 
 

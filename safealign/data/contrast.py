@@ -1,8 +1,8 @@
 """Contrast requests by rule: nearly the same words, the other label.
 
-Four kinds, each a pure function of its inputs and a seed: a protective or scholarly question *about* a harmful deed
-is benign; an innocent deed with a stated intent to hurt or cheat is malicious; a frightening verb with an innocent
-object ("kill a process") is benign; the same verb with a person as its object is malicious.
+Four kinds, each a pure function of its inputs and a seed: a protective or scholarly question *about* a harmful
+deed is benign; an innocent deed with a stated intent to hurt or cheat is malicious; a frightening verb with an
+innocent object ("kill a process") is benign; the same verb with a person as its object is malicious.
 """
 
 from __future__ import annotations

@@ -1,4 +1,4 @@
-"""The training mix: requests of both labels, restyled, contrasted and wrapped by rule until neither label has a style.
+"""The training mix: requests of both labels, restyled, contrasted and wrapped; neither label has a style.
 
 Deterministic in (records, settings, seed). Every derived record says in its id where it comes from:
 `adv12#past_tense`, `alp7#wrapped:generic/json`, `alp7#intent`.
@@ -29,8 +29,8 @@ class MixSettings:
 
     `styles` None means all; `per_style` and `wrapped` count for each label; `about` and `homonyms` are benign,
     `intents` and `people` malicious contrasts. `wrapper_words` cuts long templates around the request (None:
-    never). `restyle_max_chars` keeps long requests out of the restylings. `balance` adds restyled requests to the
-    label that has fewer. `limit` is the most records of one label, drawn in equal shares from all kinds.
+    never). `restyle_max_chars` keeps long requests out of the restylings. `balance` adds restyled requests to
+    the label that has fewer. `limit` is the most records of one label, drawn in equal shares from all kinds.
     `held_out_templates` is the share of templates that training never sees.
     """
 
@@ -61,9 +61,9 @@ def build_mix(
 ) -> list[Record]:
     """Return `records` and what the rules make of them, shuffled.
 
-    `records` without a request label (plain chat) pass through untouched. `templates` are the jailbreak templates
-    at hand; the generic ones are added, and only those on the training side of the split are used. A restyled or
-    wrapped record keeps its label and its answer.
+    `records` without a request label (plain chat) pass through untouched. `templates` are the jailbreak
+    templates at hand; the generic ones are added, and only those on the training side of the split are used. A
+    derived record keeps its label, and its answer where that still is an answer.
     """
     sides = {label: [r for r in records if r.label == label] for label in LABELS}
     restyled = _even_styles({label: _restyled(sides[label], settings, f"{seed}/{label}") for label in LABELS})
@@ -121,7 +121,7 @@ def _without_answer(record: Record) -> Record:
 
 
 def _even_styles(restyled: dict[str, dict[str, list[Record]]]) -> list[Record]:
-    """As many restylings of one label as of the other in each style: a form of asking must not predict the label."""
+    """As many restylings of one label as of the other in each style: a style must not predict the label."""
     found: list[Record] = []
     for style in restyled[BENIGN]:
         n = min(len(restyled[label][style]) for label in LABELS)
@@ -141,7 +141,7 @@ def _contrasts(sides: dict[str, list[Record]], settings: MixSettings, seed: int)
 def _topped_up(
     records: Sequence[Record], sides: dict[str, list[Record]], settings: MixSettings, seed: int
 ) -> list[Record]:
-    """Further restylings of the label that has fewer records, until both have as many or the rules run out."""
+    """Further restylings of the label that has fewer records, until both have as many or rules run out."""
     count = Counter(record.label for record in records)
     label = min(LABELS, key=lambda name: count[name])
     short = max(count[name] for name in LABELS) - count[label]

@@ -31,7 +31,8 @@ class RowMemory:
         """
         if start == 0 and len(states):
             self._remember_prompt(prompt, states)
-            states, start = states[self._first :], self._first
+        if start < self._first:  # query rows: a prompt's, or its last one fed again under a refusal from the start
+            states, start = states[self._first - start :], self._first
         if "mean" in pools and len(states):
             self._append(start - self._first, states)
 

@@ -48,7 +48,7 @@ class Sampler:
             self._processors.append(TemperatureLogitsWarper(temperature))
         if top_k:
             self._processors.append(TopKLogitsWarper(top_k))
-        if 0.0 < top_p < 1.0:
+        if top_p < 1.0:
             self._processors.append(TopPLogitsWarper(top_p))
 
     def choose(self, logits: torch.Tensor, steps: Sequence[int], noise: Sequence[RowNoise]) -> list[int]:

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 
@@ -104,5 +103,3 @@ def _auroc(harmful: torch.Tensor, benign: torch.Tensor) -> object:
     scores = torch.cat([harmful, benign])
     labels = torch.tensor([True] * len(harmful) + [False] * len(benign))
     return auroc(scores, labels)
-
-

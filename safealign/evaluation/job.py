@@ -148,7 +148,9 @@ class EvaluationJob:
         summary.notes.append(judge_note(self.offline))
         card = self.systems[1].model.card
         if card is not None and card.calibration.get("note"):
-            summary.notes.append(f"Thresholds: {card.calibration['note']}; units: {card.calibration.get('distribution')}.")
+            summary.notes.append(
+                f"Thresholds: {card.calibration['note']}; units: {card.calibration.get('distribution')}."
+            )
         if card is not None:
             summary.meta["training"] = card.training
         summary.meta["machine"] = machine()

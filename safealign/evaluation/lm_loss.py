@@ -40,9 +40,7 @@ def answer_losses(
     return losses
 
 
-def _batch(
-    lm: Any, parts: SafetyParts | None, batch: Sequence[Rendered], placement: str, gate: bool
-) -> list[float]:
+def _batch(lm: Any, parts: SafetyParts | None, batch: Sequence[Rendered], placement: str, gate: bool) -> list[float]:
     ids = pad_ids([item.input_ids for item in batch]).to(lm.device)
     labels = pad_ids([_labels(item) for item in batch], IGNORED).to(lm.device)
     if parts is None:

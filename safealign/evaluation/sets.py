@@ -33,10 +33,10 @@ SETS = {
     for item in (
         EvaluationSet("harmful", "attack success", MALICIOUS, (("harmbench_test", "all"),)),
         EvaluationSet("benign", "false refusals and usefulness", BENIGN, (("alpaca", "test"),)),
-        EvaluationSet("over_refusal", "false refusals on prompts that sound harmful", BENIGN, (("overrefusal", "test"),)),
         EvaluationSet(
-            "pairs", "contrast pairs", None, (("matched_pairs", "test"), ("rho_refusal_pairs", "test"))
+            "over_refusal", "false refusals on prompts that sound harmful", BENIGN, (("overrefusal", "test"),)
         ),
+        EvaluationSet("pairs", "contrast pairs", None, (("matched_pairs", "test"), ("rho_refusal_pairs", "test"))),
         EvaluationSet(
             "everyday",
             "false alarms on sources never trained on",

@@ -11,8 +11,8 @@ from safealign.data.records import Record
 from safealign.decoding.replay import FixedAnswer, intervention_step, replay
 from safealign.decoding.rows import Prompt
 from safealign.decoding.trace import Recording
-from safealign.evaluation.metrics.rates import Rate
 from safealign.evaluation.metrics.ranking import auroc
+from safealign.evaluation.metrics.rates import Rate
 from safealign.evaluation.systems import System
 from safealign.layout import build_layout, request_row, window_row
 from safealign.modeling.features import layout_logits
@@ -54,7 +54,9 @@ def window_row_figures(system: System, answers: WindowAnswers, opening: int = 8)
 def caught(system: System, answers: WindowAnswers, opening: int) -> Rate:
     """Share of harmful continuations of benign beginnings that windows alone stop within 32 tokens."""
     spliced = []
-    for (record, tokens), (_, harmful) in zip(_cycle(answers.benign, len(answers.harmful)), answers.harmful, strict=True):
+    for (record, tokens), (_, harmful) in zip(
+        _cycle(answers.benign, len(answers.harmful)), answers.harmful, strict=True
+    ):
         spliced.append((record, [*tokens[:opening], *harmful]))
     starts = [min(opening, len(tokens)) for tokens in (t for _, t in _cycle(answers.benign, len(answers.harmful)))]
     stops = _stops(system, spliced)
@@ -68,7 +70,9 @@ def interrupted(system: System, benign: Sequence[tuple[Record, list[int]]]) -> R
 
 def window_grid(rows: dict[str, dict[str, object]], schedule: str) -> Grid:
     """The windows' table."""
-    grid = Grid("The windows' verdict, with a benign slot", [BENIGN_COLUMN, REFUSAL_COLUMN, CAUGHT_COLUMN, FALSE_COLUMN])
+    grid = Grid(
+        "The windows' verdict, with a benign slot", [BENIGN_COLUMN, REFUSAL_COLUMN, CAUGHT_COLUMN, FALSE_COLUMN]
+    )
     for name, figures in rows.items():
         for key, figure in figures.items():
             grid.put(name, key, figure)  # type: ignore[arg-type]
@@ -104,9 +108,7 @@ def _window_logits(system: System, answers: Sequence[tuple[Record, list[int]]], 
         start = len(prompt.input_ids)
         ends = range(min(r2, len(tokens)), len(tokens) + 1, step) if tokens else ()
         rows = [
-            window_row(
-                whole, start + max(0, e - r2), start + e, model.rows.placement, model.rows.window_sees_query
-            )
+            window_row(whole, start + max(0, e - r2), start + e, model.rows.placement, model.rows.window_sees_query)
             for e in ends
         ]
         if rows:

@@ -156,9 +156,7 @@ class SafetyParts:
         return output
 
 
-def attach(
-    lm: nn.Module, settings: HeadSettings, init: str = "mean", role_ids: list[int] | None = None
-) -> SafetyParts:
+def attach(lm: nn.Module, settings: HeadSettings, init: str = "mean", role_ids: list[int] | None = None) -> SafetyParts:
     """Adds the safety token and head to a causal LM and hooks its decoder.
 
     `init`: `mean` (mean of all input embeddings) or `assistant_role` (mean of the embeddings of `role_ids`, the

@@ -146,11 +146,13 @@ def _probe(tensors: Mapping[str, torch.Tensor]) -> dict[str, float]:
 
 def _read_json(path: Path, folder: Path) -> dict[str, Any]:
     try:
-        data: dict[str, Any] = json.loads(path.read_text(encoding="utf-8"))
+        data = json.loads(path.read_text(encoding="utf-8"))
     except FileNotFoundError as error:
         raise CheckpointError(f"{folder} is no safealign export: {path.name} is missing") from error
     except (OSError, ValueError) as error:
         raise CheckpointError(f"{path} cannot be read ({error}); export the run again") from error
+    if not isinstance(data, dict):
+        raise CheckpointError(f"{path} is no JSON object; export the run again")
     return data
 
 
@@ -172,7 +174,10 @@ def write_manifest(folder: Path) -> None:
 
 def verify_manifest(folder: Path) -> None:
     """Raises CheckpointError naming the first file that is missing or differs from the manifest."""
-    for name, digest in _read_json(folder / MANIFEST_FILE, folder).get("files", {}).items():
+    files = _read_json(folder / MANIFEST_FILE, folder).get("files")
+    if not isinstance(files, dict) or CARD_FILE not in files:
+        raise CheckpointError(f"{folder / MANIFEST_FILE} does not list {CARD_FILE}; export the run again")
+    for name, digest in files.items():
         path = folder / name
         if not path.is_file():
             raise CheckpointError(f"{folder} is incomplete: {name} is missing; export the run again")

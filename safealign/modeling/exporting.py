@@ -57,12 +57,17 @@ def _save_merged(folder: Path, model: Any) -> None:
         model.save_pretrained(folder, state_dict=_without_safety(model.state_dict()))
         return
     causal = model.get_base_model()
+    # Merging and unmerging rounds: the weights as they were go back afterwards.
+    before = {n: p.detach().cpu().clone() for n, p in causal.named_parameters() if ".base_layer." in n}
     model.merge_adapter()
     try:
         state = {_plain_name(name): value for name, value in causal.state_dict().items() if ".lora_" not in name}
         causal.save_pretrained(folder, state_dict=_without_safety(state))
     finally:
         model.unmerge_adapter()
+        with torch.no_grad():
+            for name, value in before.items():
+                causal.get_parameter(name).copy_(value)
     for stray in (ADAPTER_FILE, "adapter_model.safetensors"):
         (folder / stray).unlink(missing_ok=True)
 

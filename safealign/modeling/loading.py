@@ -13,7 +13,9 @@ from safealign.assets import model_path
 from safealign.errors import CheckpointError, ConfigError
 from safealign.modeling.attach import SafetyParts, attach
 from safealign.modeling.checkpoint import SafetyCard, read_card, restore_safety, verify_manifest
+from safealign.modeling.tiny import tiny_model, tiny_tokenizer
 
+TINY_NAME = "tiny_random"
 ADAPTER_FILE, BASE_FILE = "adapter_config.json", "base.json"
 DTYPES = {"fp32": torch.float32, "bf16": torch.bfloat16, "fp16": torch.float16}
 
@@ -27,6 +29,7 @@ class LoadedExport:
     parts: SafetyParts
     card: SafetyCard
     path: Path
+    base_name: str | None = None
 
 
 def load_base(
@@ -41,13 +44,22 @@ def load_base(
 
     Raises AssetError when it cannot be found and ConfigError when it has no chat template and none is given.
     """
-    path = model_path(name, offline=offline)
-    model, tokenizer = load_folder(path, dtype, attn)
+    model, tokenizer = _by_name(name, dtype, attn, offline)
     if chat_template is not None:
         tokenizer.chat_template = _template_text(chat_template)
     if not tokenizer.chat_template:
         raise ConfigError(f"{name} has no chat template: give one with model.chat_template=PATH_OR_TEXT")
     return model, tokenizer
+
+
+def _by_name(name: str, dtype: torch.dtype, attn: str, offline: bool | None) -> tuple[Any, Any]:
+    """A model by name; `tiny_random[:architecture[:seed]]` is made in code."""
+    first, *rest = name.split(":")
+    if first == TINY_NAME:
+        model = tiny_model(rest[0] if rest else "llama", int(rest[1]) if len(rest) > 1 else 0)
+        model.config._attn_implementation = attn
+        return model.to(dtype), tiny_tokenizer()
+    return load_folder(model_path(name, offline=offline), dtype, attn)
 
 
 def load_folder(path: Path | str, dtype: torch.dtype, attn: str = "sdpa") -> tuple[Any, Any]:
@@ -75,7 +87,9 @@ def load_export(
     card = read_card(folder)
     if verify:
         verify_manifest(folder)
+    base_name = None
     if (folder / ADAPTER_FILE).exists():
+        base_name = str(json.loads((folder / BASE_FILE).read_text(encoding="utf-8"))["name"])
         lm, tokenizer, causal = _load_adapter(folder, dtype, attn, offline)
     else:
         lm, tokenizer = load_folder(folder, dtype, attn)
@@ -83,7 +97,7 @@ def load_export(
     parts = attach(causal, card.head)
     restore_safety(folder, parts)
     lm.to(device)
-    return LoadedExport(lm, tokenizer, parts, card, folder)
+    return LoadedExport(lm, tokenizer, parts, card, folder, base_name)
 
 
 def _export_folder(path: str | Path, offline: bool | None) -> Path:
@@ -99,7 +113,7 @@ def _load_adapter(folder: Path, dtype: torch.dtype, attn: str, offline: bool | N
     from transformers import AutoTokenizer
 
     base = json.loads((folder / BASE_FILE).read_text(encoding="utf-8"))
-    causal, _ = load_folder(model_path(base["name"], offline=offline), dtype, attn)
+    causal, _ = _by_name(base["name"], dtype, attn, offline)
     if weights_digest(causal) != base["weights_digest"]:
         raise CheckpointError(
             f"{folder} was trained on other weights than {base['name']} holds now; fetch the same base model again"

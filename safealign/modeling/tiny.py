@@ -56,9 +56,7 @@ def tiny_model(architecture: str = "llama", seed: int = 0, layers: int = 4) -> P
         "qwen2": (Qwen2Config, Qwen2ForCausalLM),
     }
     if architecture not in known:
-        raise ValueError(
-            f"unknown tiny architecture {architecture!r}: choose one of {', '.join(ARCHITECTURES)}"
-        )
+        raise ValueError(f"unknown tiny architecture {architecture!r}: choose one of {', '.join(ARCHITECTURES)}")
     config_class, model_class = known[architecture]
     tokenizer = tiny_tokenizer()
     config = config_class(

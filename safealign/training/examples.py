@@ -13,7 +13,17 @@ from dataclasses import dataclass
 from safealign.data.records import Record
 from safealign.data.refusals import refusal_reason
 from safealign.data.rendering import Renderer
-from safealign.layout import Layout, Rendered, RowKind, SafetyRow, Span, build_layout, refresh_row, request_row, window_row
+from safealign.layout import (
+    Layout,
+    Rendered,
+    RowKind,
+    SafetyRow,
+    Span,
+    build_layout,
+    refresh_row,
+    request_row,
+    window_row,
+)
 
 IGNORED = -100
 
@@ -123,9 +133,7 @@ def _request_label(answer: _Answer) -> float | None:
     return None if answer.malicious_request is None else float(answer.malicious_request)
 
 
-def _example(
-    record: Record, answer: _Answer, settings: ExampleSettings, rng: random.Random, suffix: str
-) -> Example:
+def _example(record: Record, answer: _Answer, settings: ExampleSettings, rng: random.Random, suffix: str) -> Example:
     gate = rng.random() >= settings.gate_closed_share
     follow = rng.random() < settings.follow_windows
     rows = [request_row(answer.rendered, settings.placement, _request_label(answer))]

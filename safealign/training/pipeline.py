@@ -14,12 +14,16 @@ from safealign.config.roots import TrainConfig
 from safealign.data.rendering import Renderer
 from safealign.decoding.options import DecodingOptions
 from safealign.errors import ConfigError
+from safealign.evaluation.job import EvaluationJob, Evidence
+from safealign.evaluation.systems import OURS, UNDEFENDED, System, ablations
 from safealign.judges.encoder import SentenceEncoder
 from safealign.layout import RowKind
-from safealign.model import SafeModel
+from safealign.model import SafeModel, load
+from safealign.modeling.attach import attach
 from safealign.modeling.checkpoint import SafetyCard
 from safealign.modeling.exporting import export_model
-from safealign.modeling.loading import load_base
+from safealign.modeling.loading import TINY_NAME, load_base
+from safealign.modeling.safety_token import HeadSettings
 from safealign.training.calibrating import CalibrationResult, calibrate_model
 from safealign.training.prepare import TrainingData, prepare
 from safealign.training.run import TrainedModel, fit, require_examples
@@ -32,25 +36,62 @@ def run(config: TrainConfig, console: Console) -> Path:
     torch.manual_seed(config.seed)
     announce(config, console)
     model, renderer = load_model(config)
-    encode = SentenceEncoder().encode if config.data.leak_check.enabled else None
-    data = prepare(config, model, renderer, _sayer(console), encode)
+    data = prepare_data(config, model, renderer, console)
     require_examples(data)
     trained = fit(config, model, renderer, data, console)
     console.print(f"trained in {trained.seconds / 60:.1f} min", highlight=False)
-    live = SafeModel(trained.model, renderer.tokenizer, trained.parts, _card(config, data, None))
-    calibration = calibrate_model(live, data.calibration, _request_verdicts(trained, data, live), config, _sayer(console))
+    calibration = None
+    if config.safety.lambda_cls > 0:
+        live = SafeModel(trained.model, renderer.tokenizer, trained.parts, _card(config, data, None))
+        verdicts = _request_verdicts(trained, data)
+        calibration = calibrate_model(live, data.calibration, verdicts, config, _sayer(console))
     export = write_export(config, trained, renderer, _card(config, data, calibration))
     console.print(f"exported and verified: {export}", highlight=False)
     if config.suite.name != "none":
-        from safealign.evaluation.after_training import report_on
-
-        report_on(config, export, data, trained.warm, console)
+        evaluate_run(config, export, data, console)
     return export
+
+
+def evaluate_run(config: TrainConfig, export: Path, data: TrainingData, console: Console) -> None:
+    """The quick table: the export, loaded from disk, beside the untouched model."""
+    console.print(f"evaluation: {config.suite.name} suite", highlight=False)
+    base, renderer = load_model(config)
+    undefended = SafeModel(base, renderer.tokenizer)
+    ours = System(OURS, load(export))
+    systems = [System(UNDEFENDED, undefended), ours, *ablations(ours, config.suite.ablations)]
+    job = EvaluationJob(
+        systems,
+        config.suite,
+        config.attack,
+        Path(config.run_dir) / "report",
+        console,
+        title=f"{config.name}: undefended beside safealign",
+        command=f"python -m safealign.train +recipe={config.name}",
+        offline=config.offline,
+        evidence=evidence_of(config, data),
+    )
+    job.run()
+
+
+def evidence_of(config: TrainConfig, data: TrainingData) -> Evidence:
+    """Training requests, calibration units and a fresh copy of the base model for the head's baselines."""
+    base, _ = load_model(config)
+    frozen = attach(base, HeadSettings((0.5,), ("last", "mean")))
+    settings = config.safety.calibration
+    return Evidence(data.requests, data.calibration, frozen, settings.budget / 2, 1.0 - settings.error_probability / 2)
+
+
+def prepare_data(config: TrainConfig, model: Any, renderer: Renderer, console: Console) -> TrainingData:
+    """The run's data; near-duplicates of evaluation prompts are found by meaning as well."""
+    encode = SentenceEncoder(offline=config.offline).encode if config.data.leak_check.enabled else None
+    return prepare(config, model, renderer, _sayer(console), encode)
 
 
 def announce(config: TrainConfig, console: Console) -> None:
     """Says what will happen, and under which licence the model comes."""
-    console.print(f"[bold]{config.name}[/]: {config.model.path} + {config.data.name} → {config.run_dir}", highlight=False)
+    console.print(
+        f"[bold]{config.name}[/]: {config.model.path} + {config.data.name} → {config.run_dir}", highlight=False
+    )
     if config.model.path in registry():
         note = asset_note(config.model.path)
         console.print(f"  model: {note['origin']} ({note['licence']})", highlight=False)
@@ -58,12 +99,8 @@ def announce(config: TrainConfig, console: Console) -> None:
 
 def load_model(config: TrainConfig) -> tuple[Any, Renderer]:
     """The base model in fp32 (autocast decides what is computed in bf16) and its renderer."""
-    if config.model.path == "tiny_random":
-        from safealign.modeling.tiny import tiny_model, tiny_tokenizer
-
-        return tiny_model(config.model.architecture or "llama", config.seed), Renderer(tiny_tokenizer())
     model, tokenizer = load_base(
-        config.model.path,
+        base_name(config),
         attn=config.model.attn,
         chat_template=config.model.chat_template,
         offline=config.offline,
@@ -71,13 +108,22 @@ def load_model(config: TrainConfig) -> tuple[Any, Renderer]:
     return model.to("cuda" if torch.cuda.is_available() else "cpu"), Renderer(tokenizer)
 
 
+def base_name(config: TrainConfig) -> str:
+    """The base model's name as exports record it; a tiny random one carries what makes it."""
+    if config.model.path == TINY_NAME:
+        return f"{TINY_NAME}:{config.model.architecture or 'llama'}:{config.seed}"
+    return config.model.path
+
+
 def write_export(config: TrainConfig, trained: TrainedModel, renderer: Renderer, card: SafetyCard) -> Path:
-    """Writes `export/` (merged) and loads it again to be sure that it is whole."""
-    folder = Path(config.run_dir) / "export"
-    export_model(
-        folder, trained.model, renderer.tokenizer, trained.parts, card, merge=True, base_name=config.model.path
-    )
-    return folder
+    """Writes the last checkpoint (the adapter, or all weights without one) and `export/`, and loads the export."""
+    run = Path(config.run_dir)
+    common = (trained.model, renderer.tokenizer, trained.parts, card)
+    name = base_name(config)
+    export_model(run / "checkpoints" / f"step-{trained.steps}", *common, merge=False, base_name=name)
+    export = export_model(run / "export", *common, merge=True, base_name=name)
+    load(export, offline=config.offline)
+    return export
 
 
 def decoding_options(config: TrainConfig) -> dict[str, Any]:
@@ -90,8 +136,6 @@ def decoding_options(config: TrainConfig) -> dict[str, Any]:
 
 
 def _card(config: TrainConfig, data: TrainingData, calibration: CalibrationResult | None) -> SafetyCard:
-    from safealign.modeling.safety_token import HeadSettings
-
     options = decoding_options(config)
     return SafetyCard(
         head=HeadSettings(tuple(config.safety.head.layers), tuple(config.safety.head.pool)),
@@ -106,9 +150,7 @@ def _card(config: TrainConfig, data: TrainingData, calibration: CalibrationResul
     )
 
 
-def _request_verdicts(
-    trained: TrainedModel, data: TrainingData, live: SafeModel
-) -> tuple[torch.Tensor, torch.Tensor]:
+def _request_verdicts(trained: TrainedModel, data: TrainingData) -> tuple[torch.Tensor, torch.Tensor]:
     """Logits and labels of the validation requests: kept from training and from the thresholds."""
     from safealign.modeling.features import layout_logits
 

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import copy
 import hashlib
 import random
 from collections import Counter
@@ -9,12 +10,14 @@ from collections.abc import Callable, Sequence
 from dataclasses import asdict, dataclass, field, replace
 from typing import Any
 
+import torch
+
 from safealign.config.groups import SourceConfig
 from safealign.config.roots import TrainConfig
 from safealign.data.leaks import drop_leaks, find_leaks
 from safealign.data.mixing import MixSettings, build_mix
-from safealign.data.parts import take_part
 from safealign.data.pairings import PairingSettings, pair
+from safealign.data.parts import take_part
 from safealign.data.records import BENIGN, MALICIOUS, Record
 from safealign.data.refusals import names_harm
 from safealign.data.rendering import Renderer
@@ -24,6 +27,7 @@ from safealign.data.validation import require_valid
 from safealign.errors import DataError
 from safealign.evaluation.sets import load_set
 from safealign.judges.refusal import RefusalMatcher
+from safealign.modeling.precision import has_fast_bf16
 from safealign.sampling import Sampler, SamplingSettings, spread
 from safealign.training.examples import Example, ExampleSettings, build_examples
 
@@ -64,11 +68,7 @@ def example_settings(config: TrainConfig) -> ExampleSettings:
 
 def load_sources(config: TrainConfig) -> list[Record]:
     """Every record of every source; raises DataError that lists all bad rows of all of them."""
-    records = [
-        record
-        for source in config.data.sources
-        for record in load_source(source, config.offline)
-    ]
+    records = [record for source in config.data.sources for record in load_source(source, config.offline)]
     require_valid(records, "the training sources together")
     return records
 
@@ -91,7 +91,9 @@ def load_source(source: SourceConfig, offline: bool) -> list[Record]:
 
 
 def _at_odds(record: Record, refused: Callable[[str], bool]) -> bool:
-    return record.response_label == MALICIOUS and refused(record.response or "")
+    """A refusal where an answer was promised: labelled harmful, or given to a benign request."""
+    answered = record.response_label == MALICIOUS or record.label == BENIGN
+    return answered and refused(record.response or "")
 
 
 def _prompt_only(record: Record) -> Record:
@@ -101,24 +103,23 @@ def _prompt_only(record: Record) -> Record:
 def evaluation_prompts(config: TrainConfig) -> dict[str, list[str]]:
     """The prompts of every evaluation set that training must not repeat."""
     return {
-        name: [record.request for record in load_set(name, offline=config.offline)]
-        for name in config.data.evaluation
+        name: [record.request for record in load_set(name, offline=config.offline)] for name in config.data.evaluation
     }
 
 
 def prepare(config: TrainConfig, model: Any, renderer: Renderer, say: Say, encode: Any = None) -> TrainingData:
     """Runs every step; what is sampled from `model` comes from the cache when it is there."""
     records = load_sources(config)
-    sampler = Sampler(model, renderer, SamplingSettings(**asdict(config.data.sampling)))
+    sampler = Sampler(_quick_copy(model), renderer, SamplingSettings(**asdict(config.data.sampling)))
     everyday, compliant = _sample(config, sampler, records, say)
     records, leaks = _without_leaks(config, [*records, *everyday, *compliant], encode, say)
     kept, calibration = _hold_out(records, config)
     harmful = [record for record in kept if record.response_label == MALICIOUS]
     templates = load_templates(offline=config.offline) if config.data.mix.wrapped else ()
-    requests = build_mix([_request(record) for record in kept], MixSettings(**asdict(config.data.mix)), config.seed, templates)
-    pairing = PairingSettings(
-        config.safety.trigger, config.data.refusals, config.data.transitions
+    requests = build_mix(
+        [_request(record) for record in kept], MixSettings(**asdict(config.data.mix)), config.seed, templates
     )
+    pairing = PairingSettings(config.safety.trigger, config.data.refusals, config.data.transitions)
     paired = pair(requests, harmful, pairing, config.seed)
     train, validation = _split(paired, config)
     settings = example_settings(config)
@@ -132,6 +133,11 @@ def prepare(config: TrainConfig, model: Any, renderer: Renderer, say: Say, encod
     for line in describe(data):
         say(line)
     return data
+
+
+def _quick_copy(model: Any) -> Any:
+    """The model in bf16 for sampling, where the device is good at it."""
+    return copy.deepcopy(model).to(torch.bfloat16) if has_fast_bf16() else model
 
 
 def _request(record: Record) -> Record:
@@ -214,7 +220,9 @@ def _report(records: Sequence[Record], leaks: dict[str, dict[str, int]], data: T
             "rows": sum(e.n_tokens for e in examples),
             "trained": sum(label != -100 for e in examples for label in e.labels),
         },
-        "safety_rows": dict(Counter(f"{row.kind.name.lower()}/{row.label}" for e in examples for row in e.layout.safety)),
+        "safety_rows": dict(
+            Counter(f"{row.kind.name.lower()}/{row.label}" for e in examples for row in e.layout.safety)
+        ),
         "digest": digest.hexdigest()[:32],
     }
 

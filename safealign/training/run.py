@@ -34,12 +34,11 @@ class TrainedModel:
     parts: SafetyParts
     history: list[dict[str, float]]
     warm: WarmStart
+    steps: int
     seconds: float
 
 
-def fit(
-    config: TrainConfig, model: Any, renderer: Renderer, data: TrainingData, console: Console
-) -> TrainedModel:
+def fit(config: TrainConfig, model: Any, renderer: Renderer, data: TrainingData, console: Console) -> TrainedModel:
     """Attaches the safety parts, starts the head warm, trains; the model is changed in place."""
     started = time.monotonic()
     parts = attach_from(config, model, renderer)
@@ -49,7 +48,8 @@ def fit(
     trainer = build_trainer(config, model, renderer, data, parts, console)
     trainer.train()
     trainer.model.eval()
-    return TrainedModel(trainer.model, parts, trainer.state.log_history, warm, time.monotonic() - started)
+    seconds = time.monotonic() - started
+    return TrainedModel(trainer.model, parts, trainer.state.log_history, warm, trainer.state.global_step, seconds)
 
 
 def attach_from(config: TrainConfig, model: Any, renderer: Renderer) -> SafetyParts:
@@ -177,5 +177,3 @@ def require_examples(data: TrainingData) -> None:
     """Raises ConfigError when there is nothing to train on."""
     if not data.train:
         raise ConfigError("no training examples are left: look at data.sources, data.val_fraction and the leak check")
-
-

@@ -91,9 +91,7 @@ def test_every_key_of_a_root_is_explained(name: str) -> None:
     assert not own - _documented(conf_dir() / f"{name}.yaml")
 
 
-@pytest.mark.parametrize(
-    "file", sorted(conf_dir().rglob("*.yaml")), ids=lambda file: f"{file.parent.name}/{file.stem}"
-)
+@pytest.mark.parametrize("file", sorted(conf_dir().rglob("*.yaml")), ids=lambda file: f"{file.parent.name}/{file.stem}")
 def test_every_file_opens_with_a_comment(file: Path) -> None:
     assert file.read_text(encoding="utf-8").startswith("# ")
 
@@ -111,9 +109,7 @@ def test_source_options_are_explained_in_the_data_file() -> None:
     assert all(f"`{spec.name}`" in text for spec in fields(SourceConfig))
 
 
-@pytest.mark.parametrize(
-    "overrides", [["+recipe=llama_lora", "debug=smoke"], ["debug=smoke", "+recipe=llama_lora"]]
-)
+@pytest.mark.parametrize("overrides", [["+recipe=llama_lora", "debug=smoke"], ["debug=smoke", "+recipe=llama_lora"]])
 def test_smoke_wins_over_the_recipe(overrides: list[str]) -> None:
     config = compose(overrides)
     assert (config.name, config.run_dir) == ("smoke", "outputs/smoke")
@@ -123,9 +119,7 @@ def test_smoke_wins_over_the_recipe(overrides: list[str]) -> None:
 
 
 def test_the_command_line_wins_over_smoke() -> None:
-    config = compose(
-        ["+recipe=llama_lora", "debug=smoke", "trainer.max_steps=7", "suite=none", "run_dir=here"]
-    )
+    config = compose(["+recipe=llama_lora", "debug=smoke", "trainer.max_steps=7", "suite=none", "run_dir=here"])
     assert (config.trainer.max_steps, config.suite.name, config.run_dir) == (7, "none", "here")
 
 
@@ -184,14 +178,23 @@ def test_written_config_composes_to_itself(tmp_path: Path) -> None:
 
 
 def test_every_key_is_used() -> None:
-    """A key that no code reads is a promise that nobody keeps."""
+    """A key that nobody reads is a promise that nobody keeps."""
     package = Path(safealign.__file__).parent
     files = [file for file in package.rglob("*.py") if "config" not in file.relative_to(package).parts]
     code = "\n".join(file.read_text(encoding="utf-8") for file in files)
-    # Groups that are handed on as a whole reach a class whose fields have the same names.
-    read = set(re.findall(r"\.(\w+)", code)) | set(re.findall(r"^    (\w+): ", code, flags=re.MULTILINE))
-    keys = {key for name in ROOTS for key in known_keys(name)}
-    assert sorted(key for key in keys if key.rsplit(".", 1)[-1] not in read) == []
+    conf = "\n".join(file.read_text(encoding="utf-8") for file in conf_dir().rglob("*.yaml"))
+    handed_on = set(re.findall(r"asdict\((?:\w+\.)*(\w+)\)", code)) | {"defense"}  # the latter through load_option
+
+    alias = dict(re.findall(r"(\w+)(?:: \w+)? = config\.(?:\w+\.)*(\w+)$", code, flags=re.MULTILINE))
+
+    def used(key: str) -> bool:
+        *sections, leaf = key.split(".")
+        owner = sections[-1] if sections else "config"
+        names = [owner, "config", "settings", *(name for name, section in alias.items() if section == owner)]
+        read = re.search(rf"\b(?:{'|'.join(names)})\.{leaf}\b", code)
+        return bool(read or set(key.split(".")) & handed_on or f"${{{key}}}" in conf)
+
+    assert sorted(key for name in ROOTS for key in known_keys(name) if not used(key)) == []
 
 
 @pytest.mark.parametrize(

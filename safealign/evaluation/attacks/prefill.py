@@ -29,9 +29,7 @@ _MAKE = re.compile(
     r"(?=an? |the |some |\w+s |how |detailed |step|instructions|in detail )",
     re.IGNORECASE,
 )
-_ASK = re.compile(
-    r"^(?:how (?:do|can|could|would|should|might) (?:i|we|you|one|someone) |how to )", re.IGNORECASE
-)
+_ASK = re.compile(r"^(?:how (?:do|can|could|would|should|might) (?:i|we|you|one|someone) |how to )", re.IGNORECASE)
 
 
 class PrefillAttack:

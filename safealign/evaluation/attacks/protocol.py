@@ -38,7 +38,5 @@ def user_request(messages: Sequence[Message]) -> str:
     """
     if not messages or messages[-1].role != "user":
         role = messages[-1].role if messages else "no"
-        raise DataError(
-            f"attack: the conversation must end with a user turn, it ends with {role} turn; cut the answer"
-        )
+        raise DataError(f"attack: the conversation must end with a user turn, it ends with {role} turn; cut the answer")
     return messages[-1].content

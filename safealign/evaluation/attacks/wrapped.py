@@ -36,9 +36,7 @@ class WrappedAttack:
         """The messages, last turn wrapped; `target` is ignored. Raises DataError as the protocol says."""
         request = user_request(messages)
         template = self.template_of(request)
-        text = wrap(
-            request, template, self._max_words, random.Random(f"{self._seed}/{template.slug}/{request}")
-        )
+        text = wrap(request, template, self._max_words, random.Random(f"{self._seed}/{template.slug}/{request}"))
         return (*messages[:-1], Message("user", text))
 
     def template_of(self, request: str) -> Template:

@@ -151,10 +151,7 @@ def _note(
     distribution: str,
 ) -> str:
     of = f" of {distribution}" if distribution else ""
-    says = (
-        f"at most {promised:.2%} of benign units{of} reach it, at {confidence:.2%} confidence "
-        f"(n = {n}, {e} allowed)"
-    )
+    says = f"at most {promised:.2%} of benign units{of} reach it, at {confidence:.2%} confidence (n = {n}, {e} allowed)"
     if kept:
         return says + "; other sources are measured, not promised"
     return says + f"; the wanted {budget:.2%} would need {needed} units, so it is not promised"
@@ -183,8 +180,7 @@ class Calibration:
         """One sentence on what is promised in all."""
         n = min(part.n for part in self.thresholds.values())
         says = (
-            f"at most {self.promised_rate:.2%} of benign units refused, at {self.confidence:.2%} confidence "
-            f"(n = {n})"
+            f"at most {self.promised_rate:.2%} of benign units refused, at {self.confidence:.2%} confidence (n = {n})"
         )
         if self.carries_promise:
             return says
@@ -283,8 +279,6 @@ def max_min_statistic(
     for s, logits in window_logits_by_step.items():
         wanted = 1 if length is None else min(tau, length - s + 1)
         if len(logits) < wanted:
-            raise ValueError(
-                f"step {s} has {len(logits)} window logits of {wanted} (tau = {tau}, T = {length})"
-            )
+            raise ValueError(f"step {s} has {len(logits)} window logits of {wanted} (tau = {tau}, T = {length})")
         best = max(best, min(float(logit) for logit in logits[:tau]))
     return best

@@ -26,7 +26,9 @@ class ProgressLine(TrainerCallback):
         if not (state.is_world_process_zero and self.console.is_terminal):
             return
         columns = (TextColumn("training"), BarColumn(), TextColumn("{task.completed}/{task.total}"))
-        self.progress = Progress(*columns, TextColumn("{task.fields[note]}"), TimeRemainingColumn(), console=self.console)
+        self.progress = Progress(
+            *columns, TextColumn("{task.fields[note]}"), TimeRemainingColumn(), console=self.console
+        )
         self.progress.start()
         self.task = self.progress.add_task("train", total=state.max_steps, note="")
 

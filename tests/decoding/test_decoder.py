@@ -1,0 +1,188 @@
+"""The batched decoder: rows do not depend on their neighbours, the bare model is the bare model, records are whole."""
+
+from __future__ import annotations
+
+import math
+from dataclasses import replace
+from typing import Any
+
+import pytest
+import torch
+from scripted import ScriptedRules
+from worlds import World
+
+from safealign.decoding import CalibratedThresholds, DecodedRow, Prompt
+from safealign.decoding.sampler import RowNoise, Sampler
+from safealign.evaluation.metrics.calibration import candidate_windows, max_min_statistic
+
+OFF = CalibratedThresholds()
+
+
+def outcome(row: DecodedRow) -> tuple[Any, ...]:
+    return row.tokens, row.intervened_at, row.finish, [(e.position, e.kind, e.state) for e in row.trace]
+
+
+@pytest.mark.parametrize("fused", [False, True], ids=["separate", "fused"])
+@pytest.mark.parametrize("temperature", [0.0, 1.0], ids=["greedy", "sampled"])
+def test_batch_equals_one_by_one(world: World, with_options: Any, temperature: float, fused: bool) -> None:
+    options = with_options(temperature=temperature, top_p=0.9, fused=fused, r2=4)
+    prompts = world.prompts()
+    decoder = world.decoder(options, OFF)
+    decoder.rules = ScriptedRules.like(decoder.rules, 8, query_rate=0.3)
+    together = [outcome(row) for row in decoder.decode(prompts, range(6))]
+    assert together == [outcome(decoder.decode([p], [i])[0]) for i, p in enumerate(prompts)]
+    assert together == [outcome(row) for row in decoder.decode(prompts, range(6), batch_size=2)]
+
+
+def test_waiting_prompts_take_the_places_of_finished_ones(world: World, with_options: Any) -> None:
+    options = with_options(max_new_tokens=12)
+    prompts = world.prompts() * 4
+    plain = world.decoder(replace(options, safety=False), OFF, ()).decode(world.prompts(), range(6))
+    eos = sorted({row.tokens[3] for row in plain[:3]})
+    decoder = world.decoder(options, OFF, eos)
+    run = decoder.start(prompts, range(24), batch_size=5)
+    most = 0
+    while run.live:
+        most = max(most, len(run.live))
+        run.step()
+    assert most == 5 and run.finished == 24
+    assert [row.tokens for row in run.rows] == [row.tokens for row in decoder.decode(prompts, range(24))]
+
+
+def test_sampling_depends_on_the_seed_alone(world: World, with_options: Any) -> None:
+    options = with_options(temperature=1.0, safety=False)
+    prompt = world.prompts()[0]
+    decoder = world.decoder(options, OFF)
+    texts = [row.tokens for row in decoder.decode([prompt] * 4, [1, 2, 1, 3])]
+    assert texts[0] == texts[2] and len({tuple(text) for text in texts}) == 3
+
+
+@pytest.mark.parametrize("index", range(4))
+def test_the_bare_model_is_hf_generate(world: World, with_options: Any, index: int) -> None:
+    prompt = world.prompts()[index]
+    row = world.decoder(with_options(safety=False), OFF).decode([prompt], [0])[0]
+    ids = torch.tensor([prompt.rendered.input_ids])
+    wanted = world.lm.generate(ids, max_new_tokens=24, do_sample=False, eos_token_id=sorted(world.renderer.eos_ids))
+    assert row.tokens == wanted[0, ids.shape[1] :].tolist()
+    assert row.trace == []
+
+
+def test_gate_closed_and_thresholds_off_is_the_bare_model_too(world: World, with_options: Any) -> None:
+    bare = world.decoder(with_options(safety=False), OFF).decode(world.prompts(), range(6))
+    probed = world.decoder(with_options(gate=False), OFF).decode(world.prompts(), range(6))
+    assert [row.tokens for row in bare] == [row.tokens for row in probed]
+    assert all(row.trace for row in probed)
+
+
+def test_min_new_tokens_puts_the_end_off(world: World, with_options: Any) -> None:
+    prompts = world.prompts()
+    free = world.decoder(with_options(safety=False), OFF, ()).decode(prompts, range(6))
+    eos = sorted({row.tokens[2] for row in free})
+    early = world.decoder(with_options(safety=False), OFF, eos).decode(prompts, range(6))
+    late = world.decoder(with_options(safety=False, min_new_tokens=10), OFF, eos).decode(prompts, range(6))
+    assert min(len(row.tokens) for row in early) <= 3
+    assert all(len(row.tokens) > 10 for row in late)
+
+
+def test_nothing_shown_is_ever_withdrawn(world: World, with_options: Any) -> None:
+    decoder = world.decoder(with_options(max_new_tokens=30), OFF)
+    decoder.rules = ScriptedRules.like(decoder.rules, 4, query_rate=0.0, window_rate=0.3, confirm_rate=0.8)
+    run = decoder.start(world.prompts(), range(6))
+    seen: list[list[int]] = [[] for _ in run.rows]
+    withdrawn = 0
+    while run.live:
+        before = [len(row.tokens) for row in run.rows]
+        run.step()
+        for i, row in enumerate(run.rows):
+            assert row.tokens[: len(seen[i])] == seen[i]
+            seen[i] = row.tokens[: row.shown]
+            withdrawn += row.intervened_at is not None and row.intervened_at < before[i] and len(seen[i]) > 0
+    assert withdrawn and seen == [row.tokens for row in run.rows]
+
+
+@pytest.mark.parametrize("schedule", ["every", "periodic", "annealing"])
+def test_a_recording_holds_the_windows_of_the_statistic(world: World, with_options: Any, schedule: str) -> None:
+    options = with_options(schedule=schedule, interval=4, r2=5, tau=3)
+    decoder = world.decoder(options, OFF, record=True)
+    for prompt, row in zip(world.prompts(), decoder.decode(world.prompts(), range(6)), strict=True):
+        recording, length = row.recording(), len(row.tokens)
+        steps = [step for step in range(1, length + 1) if decoder.rules.schedule.is_scheduled(step)]
+        wanted = candidate_windows(steps, length, tau=3, r2=5, r3=10, prefix=prompt.prefix)
+        assert {step: len(logits) for step, logits in recording.windows.items()} == {
+            step: len(windows) for step, windows in wanted.items()
+        }
+        assert recording.window_statistic == max_min_statistic(recording.windows, 3, length)
+        assert (recording.prefix_statistic == -math.inf) == (prompt.prefix == 0)
+
+
+def test_an_intervention_implies_that_the_statistic_reached_theta(world: World, with_options: Any) -> None:
+    options = with_options(r2=4, gate=False)
+    recorded = world.decoder(options, OFF, record=True).decode(world.prompts(), range(6))
+    statistics = [row.recording().window_statistic for row in recorded]
+    for theta in sorted(statistics):
+        rows = world.decoder(options, CalibratedThresholds(window=theta)).decode(world.prompts(), range(6))
+        for row, statistic in zip(rows, statistics, strict=True):
+            assert row.intervened_at is None or statistic >= theta
+
+
+def test_p0_does_not_depend_on_the_answer_given(world: World, with_options: Any) -> None:
+    request = {"role": "user", "content": "Say it"}
+    prefilled = [[request, {"role": "assistant", "content": text}] for text in ("Yes", "No, never", "A long one here")]
+    prompts = world.prompts([[request], *prefilled])
+    rows = world.decoder(with_options(max_new_tokens=2), OFF).decode(prompts, range(4))
+    logits = [row.request_logit for row in rows]
+    assert logits == pytest.approx([logits[0]] * 4, abs=1e-5)
+
+
+def test_the_trigger_may_pass_the_token_limit_but_nothing_follows_it(world: World, with_options: Any) -> None:
+    decoder = world.decoder(with_options(max_new_tokens=3), OFF)
+    decoder.rules = ScriptedRules.like(decoder.rules, 0, query_rate=1.0)
+    row = decoder.decode(world.prompts()[:1], [0])[0]
+    assert tuple(row.tokens) == decoder.policy.trigger_ids(mid_answer=False)
+    assert row.finish == "length"
+
+
+def test_cost_counts_forwards_of_their_own(world: World, with_options: Any) -> None:
+    for fused, forwards in ((True, 0), (False, 1)):
+        row = world.decoder(with_options(fused=fused), OFF).decode(world.prompts()[:1], [0])[0]
+        assert row.trace[0].cost.forwards == 0
+        assert {entry.cost.forwards for entry in row.trace[1:]} == {forwards}
+
+
+def test_a_long_answer_outgrows_the_cache_and_goes_on(world: World, with_options: Any) -> None:
+    decoder = world.decoder(with_options(max_new_tokens=40), OFF, ())
+    whole = decoder.decode(world.prompts()[:2], [0, 0])
+    original = decoder.engine.open
+    decoder.engine.open = lambda n, longest, room: original(n, longest, 0)  # type: ignore[method-assign]
+    assert [row.tokens for row in decoder.decode(world.prompts()[:2], [0, 0])] == [row.tokens for row in whole]
+
+
+# ---- the sampler --------------------------------------------------------------------------------------------
+
+
+def test_noise_belongs_to_the_step() -> None:
+    late = RowNoise(5).at(100)
+    noise = RowNoise(5)
+    assert [noise.at(step) for step in (1, 100, 1)] == [RowNoise(5).at(1), late, RowNoise(5).at(1)]
+
+
+def test_sampler_follows_the_distribution() -> None:
+    probabilities = torch.tensor([0.1, 0.0, 0.6, 0.3])
+    logits = probabilities.log().repeat(4000, 1)
+    drawn = Sampler(temperature=1.0).choose(logits, [1] * 4000, [RowNoise(i) for i in range(4000)])
+    shares = torch.bincount(torch.tensor(drawn), minlength=4) / 4000
+    assert shares[1] == 0 and torch.allclose(shares, probabilities, atol=0.03)
+
+
+@pytest.mark.parametrize(
+    ("top_k", "top_p", "allowed"), [(1, 1.0, {2}), (2, 1.0, {2, 3}), (0, 0.5, {2}), (0, 0.8, {2, 3})]
+)
+def test_sampler_truncates(top_k: int, top_p: float, allowed: set[int]) -> None:
+    logits = torch.tensor([0.1, 0.02, 0.58, 0.3]).log().repeat(500, 1)
+    sampler = Sampler(temperature=1.0, top_k=top_k, top_p=top_p)
+    assert set(sampler.choose(logits, [1] * 500, [RowNoise(i) for i in range(500)])) == allowed
+
+
+def test_prompt_counts_a_prefix_backwards(world: World) -> None:
+    prompt: Prompt = world.prompts()[4]
+    assert prompt.span(1 - prompt.prefix, 0) == prompt.rendered.response

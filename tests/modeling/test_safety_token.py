@@ -1,0 +1,88 @@
+"""Where the head reads, and the head itself: standardised, linear, fp32 under any autocast."""
+
+from __future__ import annotations
+
+import pytest
+import torch
+
+from safealign.modeling.safety_token import HeadSettings, SafetyHead, SafetyToken
+
+
+@pytest.mark.parametrize(
+    ("layers", "n_layers", "expected"),
+    [
+        ((1.0,), 30, (30,)),
+        ((0.5, 0.7, 0.9, 1.0), 30, (15, 21, 27, 30)),
+        ((1.0, 0.5), 4, (2, 4)),
+        ((0.01,), 4, (1,)),
+        ((0.5, 0.51), 4, (2,)),
+    ],
+)
+def test_a_fraction_is_the_block_at_that_depth(
+    layers: tuple[float, ...], n_layers: int, expected: tuple[int, ...]
+) -> None:
+    assert HeadSettings(layers).blocks(n_layers) == expected
+
+
+def test_the_width_counts_depths_and_pools() -> None:
+    assert HeadSettings((0.5, 1.0), ("row", "mean", "last")).width(4, 32) == 2 * 3 * 32
+
+
+@pytest.mark.parametrize("layers", [(), (0.0,), (-0.5,), (1.1,)])
+def test_depths_outside_the_model_are_refused(layers: tuple[float, ...]) -> None:
+    with pytest.raises(ValueError, match="fractions of depth"):
+        HeadSettings(layers)
+
+
+@pytest.mark.parametrize("pool", [(), ("row", "max")])
+def test_unknown_pools_are_refused(pool: tuple[str, ...]) -> None:
+    with pytest.raises(ValueError, match=r"head\.pool"):
+        HeadSettings((1.0,), pool)
+
+
+def _head(features: torch.Tensor) -> SafetyHead:
+    head = SafetyHead(features.shape[-1])
+    head.standardise_on(features)
+    head.set_linear(torch.linspace(-1, 1, features.shape[-1]), 0.25)
+    return head
+
+
+def test_the_logit_is_linear_in_standardised_features() -> None:
+    features = torch.randn(50, 6) * 100 + 7
+    head = _head(features)
+    standard = (features - features.mean(0)) / features.std(0, unbiased=False)
+    torch.testing.assert_close(head(features), standard @ torch.linspace(-1, 1, 6) + 0.25)
+
+
+def test_constant_inputs_keep_their_scale() -> None:
+    head = SafetyHead(2)
+    head.standardise_on(torch.tensor([[3.0, 1.0], [3.0, 2.0]]))
+    assert head.scale[0] == 1.0
+    assert torch.isfinite(head(torch.tensor([[4.0, 1.5]]))).all()
+
+
+@pytest.mark.parametrize("shape", [(6,), (5, 6), (2, 3, 6)])
+def test_leading_dimensions_are_kept(shape: tuple[int, ...]) -> None:
+    assert _head(torch.randn(9, 6))(torch.randn(shape)).shape == shape[:-1]
+
+
+def test_the_head_computes_in_fp32_under_autocast() -> None:
+    features = torch.randn(50, 64)
+    head = _head(features)
+    expected = head(features)
+    with torch.autocast("cpu", dtype=torch.bfloat16):
+        found = head(features)
+        from_half = head(features.bfloat16())
+    assert found.dtype is from_half.dtype is torch.float32
+    assert torch.equal(found, expected)
+
+
+def test_the_token_is_one_vector_for_every_row() -> None:
+    token = SafetyToken(4)
+    with torch.no_grad():
+        token.weight.copy_(torch.arange(4.0))
+    rows = token(2, 3)
+    assert rows.shape == (2, 3, 4)
+    assert (rows == torch.arange(4.0)).all()
+    rows.sum().backward()
+    assert token.weight.grad is not None and token.weight.grad.tolist() == [6.0] * 4
