@@ -148,9 +148,7 @@ class SafeModel:
         p = (self.thresholds or CalibratedThresholds()).p
         return [p(logit) for logit in self.score_logits(conversations, batch_size)]
 
-    def score_logits(
-        self, conversations: Sequence[Conversation], batch_size: int = BATCH_SIZE
-    ) -> list[float]:
+    def score_logits(self, conversations: Sequence[Conversation], batch_size: int = BATCH_SIZE) -> list[float]:
         """The requests' raw logits, which thresholds are compared with."""
         if self.parts is None:
             raise ConfigError("this model has no safety head to score with: load an export of safealign")
@@ -189,9 +187,7 @@ class SafeModel:
                     return run.rows
                 run.step()
 
-    def _events(
-        self, decoder: Decoder, prompts: list[Prompt], options: DecodingOptions
-    ) -> Iterator[StreamEvent]:
+    def _events(self, decoder: Decoder, prompts: list[Prompt], options: DecodingOptions) -> Iterator[StreamEvent]:
         with _evaluating(self.hf):
             run = decoder.start(prompts, _seeds(options, 1))
         row, shown = run.rows[0], 0
@@ -211,9 +207,7 @@ class SafeModel:
 
     def _decoder(self, options: DecodingOptions, record: bool) -> Decoder:
         if options.safety and self.parts is None:
-            raise ConfigError(
-                "this model has no safety parts: decode it with safety=False, or load an export"
-            )
+            raise ConfigError("this model has no safety parts: decode it with safety=False, or load an export")
         parts = self.parts if options.safety else None
         lm = self.hf if self.parts is None else self.parts.lm
         engine = CachedEngine(lm, parts, self.rows, gate=options.gate)

@@ -161,7 +161,7 @@ class Sampler:
 def read_cache(path: Path) -> list[Record]:
     """Reads a cache file; raises DataError when its last line, which counts the rows, does not fit."""
     try:
-        *rows, last = [json.loads(line) for line in path.read_text(encoding="utf-8").splitlines()]
+        *rows, last = [json.loads(line) for line in path.read_text(encoding="utf-8").rstrip("\n").split("\n")]
         if last == {"rows": len(rows)}:
             return [Record.from_dict(row, f"{path.name}:{i + 1}") for i, row in enumerate(rows)]
     except ValueError:

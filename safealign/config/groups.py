@@ -89,7 +89,10 @@ class DataConfig:
     mix: MixConfig
     sampling: SamplingConfig
     refusals: int = at_least(0)
+    benign_answers: int = at_least(0)
+    harmful_answers: int = at_least(0)
     transitions: int = at_least(0)
+    prompts: int = at_least(0)
     val_fraction: float = between(0, 0.9)
     max_length: int = at_least(16)
 
@@ -174,7 +177,6 @@ class CalibrationConfig:
     budget: float = between(0, 1)
     error_probability: float = between(0, 1)
     max_new_tokens: int = at_least(1)
-    temperature_share: float = between(0, 1)
 
 
 @dataclass(kw_only=True)

@@ -1,8 +1,8 @@
 """Contrast requests by rule: nearly the same words, the other label.
 
-Four kinds, each a pure function of its inputs and a seed: a protective or scholarly question *about* a harmful
-deed is benign; an innocent deed with a stated intent to hurt or cheat is malicious; a frightening verb with an
-innocent object ("kill a process") is benign; the same verb with a person as its object is malicious.
+Four kinds, each a pure function of its inputs and a seed: a protective or scholarly question about a harmful
+deed is benign; an innocent deed with a stated intent to hurt or cheat is malicious; a frightening verb with
+an innocent object ("kill a process") is benign; the same verb with a person as its object is malicious.
 """
 
 from __future__ import annotations
@@ -211,10 +211,15 @@ def _fits(frame: str, ask: Ask) -> bool:
 
 def _asked(deeds: Sequence[str], n: int, label: str, seed: str, kind: str) -> list[Record]:
     rng = random.Random(seed)
-    rounds = -(-n // len(deeds)) if deeds else 0
-    order = [deed for _ in range(min(rounds, len(_HOW))) for deed in rng.sample(list(deeds), len(deeds))]
-    texts = dict.fromkeys(rng.choice(_HOW).format(deed=deed) for deed in order)
-    return [_record(text, label, f"{kind}-{i}", "rules") for i, text in enumerate(list(texts)[:n])]
+    order = rng.sample(list(deeds), len(deeds))
+    first = [rng.randrange(len(_HOW)) for _ in order]
+    # Every deed once before any comes again, and then in another frame: no text twice.
+    texts = [
+        _HOW[(at + turn) % len(_HOW)].format(deed=deed)
+        for turn in range(len(_HOW))
+        for deed, at in zip(order, first, strict=True)
+    ]
+    return [_record(text, label, f"rule-{i}#{kind}", "rules") for i, text in enumerate(texts[:n])]
 
 
 def _record(text: str, label: str, record_id: str, source: str) -> Record:

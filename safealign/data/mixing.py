@@ -27,24 +27,27 @@ _SAME_ANSWER = frozenset(
 class MixSettings:
     """How many derived records of each kind the mix holds; 0 leaves a kind out.
 
-    `styles` None means all; `per_style` and `wrapped` count for each label; `about` and `homonyms` are benign,
-    `intents` and `people` malicious contrasts. `wrapper_words` cuts long templates around the request (None:
-    never). `restyle_max_chars` keeps long requests out of the restylings. `balance` adds restyled requests to
-    the label that has fewer. `limit` is the most records of one label, drawn in equal shares from all kinds.
-    `held_out_templates` is the share of templates that training never sees.
+    `styles` None means all; `per_style` and `wrapped` count for each label; `about` and `homonyms` are
+    benign, `intents` and `people` malicious contrasts. `wrapper_words` cuts long templates around the
+    request (None: never). `restyle_max_chars` keeps long requests out of the restylings. `balance`
+    restyles further requests of the label that has fewer; without it, weigh the loss instead, since then
+    no style leans to a label. `limit` is the most records of one label, drawn in equal shares from all
+    kinds. `held_out_templates` is the share of templates that training never sees. Contrasts are few on
+    purpose: 60 or more of each kind raised the ranking of homonyms (.94 to .98) but lowered plain harmful
+    against benign requests (.994 to .990).
     """
 
     styles: tuple[str, ...] | None = None
-    per_style: int = 40
+    per_style: int = 20
     wrapped: int = 300
     wrapper_words: int | None = 70
     held_out_templates: float = 0.3
-    about: int = 150
-    homonyms: int = 150
-    intents: int = 120
-    people: int = 120
+    about: int = 20
+    homonyms: int = 40
+    intents: int = 40
+    people: int = 40
     restyle_max_chars: int = 300
-    balance: bool = True
+    balance: bool = False
     limit: int | None = None
 
     def __post_init__(self) -> None:
@@ -62,8 +65,8 @@ def build_mix(
     """Return `records` and what the rules make of them, shuffled.
 
     `records` without a request label (plain chat) pass through untouched. `templates` are the jailbreak
-    templates at hand; the generic ones are added, and only those on the training side of the split are used. A
-    derived record keeps its label, and its answer where that still is an answer.
+    templates at hand; the generic ones are added, and only those on the training side of the split are used.
+    A derived record keeps its label, and its answer where that still is an answer.
     """
     sides = {label: [r for r in records if r.label == label] for label in LABELS}
     restyled = _even_styles({label: _restyled(sides[label], settings, f"{seed}/{label}") for label in LABELS})

@@ -7,7 +7,7 @@ harmless or harmful answer occur (spec: "avoid the shortcut").
 from __future__ import annotations
 
 import random
-from collections.abc import Sequence
+from collections.abc import Iterable, Sequence
 from dataclasses import dataclass, replace
 
 from safealign.data.records import BENIGN, MALICIOUS, LabelledSpan, Message, Record
@@ -16,29 +16,52 @@ from safealign.data.refusals import harm_category, refusal_text
 
 @dataclass(frozen=True)
 class PairingSettings:
-    """`refusals`: at most so many malicious requests are paired with a refusal that the model learns; the rest
-    train the request's verdict alone. `transitions`: benign requests whose answer turns harmful midway."""
+    """How many training records of each kind there are at most.
+
+    `refusals`: malicious requests paired with a refusal that the model learns; `name_category`: the refusal says
+    what kind of harm. `benign_answers`: benign requests that keep their answer. `harmful_answers`: answers that
+    train windows. `transitions`: benign requests whose answer turns harmful midway. `prompts`: further requests
+    without an answer, both labels alike, which train the request's verdict.
+    """
 
     trigger: str
-    refusals: int = 600
-    transitions: int = 150
+    name_category: bool = True
+    refusals: int = 250
+    benign_answers: int = 350
+    harmful_answers: int = 250
+    transitions: int = 100
+    prompts: int = 600
     max_opening_words: int = 25
 
 
 def pair(
     requests: Sequence[Record], harmful_answers: Sequence[Record], settings: PairingSettings, seed: int
 ) -> list[Record]:
-    """Returns training records: every request once, every harmful answer once, and the transitions.
+    """Returns training records of every kind, each request and each harmful answer at most once.
 
     `requests` may carry harmless answers; harmful ones among them are refused (they belong in
-    `harmful_answers`). Ids gain a suffix that names the pairing.
+    `harmful_answers`). Unlabelled chat keeps its answers. Ids gain a suffix that names the pairing.
     """
     if any(record.response_label == MALICIOUS for record in requests):
         raise ValueError("requests with harmful answers must be handed over as harmful_answers")
     rng = random.Random(f"pair/{seed}")
-    paired = [_categorised(record) for record in _with_refusals(requests, settings, rng)]
-    benign = [r for r in requests if r.label == BENIGN and r.response]
-    return [*paired, *map(_categorised, harmful_answers), *transitions(benign, harmful_answers, settings, rng)]
+    malicious = _shuffled((r for r in requests if r.label == MALICIOUS), rng)
+    answered = _shuffled((r for r in requests if r.label == BENIGN and r.response), rng)
+    silent = _shuffled((r for r in requests if r.label == BENIGN and not r.response), rng)
+    harmful = _shuffled(harmful_answers, rng)[: settings.harmful_answers]
+    kept = answered[: settings.benign_answers]
+    found = [_refusal(record, settings, rng) for record in malicious[: settings.refusals]]
+    found += [record for record in requests if record.label is None and record.response]
+    found += _prompts(malicious[settings.refusals :], settings.prompts // 2)
+    found += _prompts(_shuffled([*silent, *answered[settings.benign_answers :]], rng), settings.prompts // 2)
+    found += [*kept, *harmful, *transitions(kept, harmful, settings, rng)]
+    return [_categorised(record) for record in found]
+
+
+def _shuffled(records: Iterable[Record], rng: random.Random) -> list[Record]:
+    chosen = list(records)
+    rng.shuffle(chosen)
+    return chosen
 
 
 def _categorised(record: Record) -> Record:
@@ -46,18 +69,14 @@ def _categorised(record: Record) -> Record:
     return replace(record, category=harm_category(record)[0]) if record.label == MALICIOUS else record
 
 
-def _with_refusals(requests: Sequence[Record], settings: PairingSettings, rng: random.Random) -> list[Record]:
-    malicious = [i for i, r in enumerate(requests) if r.label == MALICIOUS]
-    refused = set(rng.sample(malicious, min(settings.refusals, len(malicious))))
-    return [_refusal(r, settings, rng) if i in refused else _prompt_of(r) for i, r in enumerate(requests)]
-
-
-def _prompt_of(record: Record) -> Record:
-    return replace(record, messages=record.prompt, response_label=None) if record.label == MALICIOUS else record
+def _prompts(records: Sequence[Record], n: int) -> list[Record]:
+    """The first n as prompts alone."""
+    return [replace(record, messages=record.prompt, response_label=None, complete=True) for record in records[:n]]
 
 
 def _refusal(record: Record, settings: PairingSettings, rng: random.Random) -> Record:
-    answer = Message("assistant", refusal_text(settings.trigger, record, rng))
+    text = refusal_text(settings.trigger, record, rng, settings.name_category)
+    answer = Message("assistant", text)
     return replace(
         record, id=f"{record.id}#refusal", messages=(*record.prompt, answer), response_label=BENIGN, complete=True
     )
@@ -77,8 +96,9 @@ def _transition(record: Record, harmful: Record, settings: PairingSettings, rng:
     words = (record.response or "").split(" ")
     kept = rng.randint(0, min(settings.max_opening_words, len(words) - 1))
     opening = " ".join(words[:kept])
-    text = f"{opening} {harmful.response}".strip()
-    span = LabelledSpan(len(text) - len(harmful.response or ""), len(text), MALICIOUS)
+    harm = (harmful.response or "").strip()
+    text = f"{opening} {harm}".strip()
+    span = LabelledSpan(len(text) - len(harm), len(text), MALICIOUS)
     return Record(
         messages=(*record.prompt, Message("assistant", text)),
         label=BENIGN,

@@ -60,12 +60,12 @@ def names_harm(text: str) -> bool:
     return any(re.search(pattern, text, re.IGNORECASE) for _, pattern, _ in _CATEGORIES)
 
 
-def refusal_reason(record: Record, rng: random.Random) -> str:
-    """What follows the trigger: the category in words, and an offer of help."""
-    _, topic = harm_category(record)
+def refusal_reason(record: Record, rng: random.Random, name_category: bool = True) -> str:
+    """What follows the trigger: the category in words (or one plain reason for all), and an offer of help."""
+    topic = harm_category(record)[1] if name_category else _FALLBACK[1]
     return rng.choice(_REASONS).format(topic=topic, offer=rng.choice(_OFFERS))
 
 
-def refusal_text(trigger: str, record: Record, rng: random.Random) -> str:
+def refusal_text(trigger: str, record: Record, rng: random.Random, name_category: bool = True) -> str:
     """A whole refusal that opens with the trigger."""
-    return f"{trigger} {refusal_reason(record, rng)}"
+    return f"{trigger} {refusal_reason(record, rng, name_category)}"

@@ -14,84 +14,17 @@ from types import MappingProxyType
 
 _HOW = re.compile(
     r"^(?:please )?(?:how (?:do|can|could|would|should|might|to)(?: (?:i|you|we|one|someone|people|they))?"
-    r"|what(?: is|'s| are) (?:the|a|some) [a-z ]{0,30}?(?:ways?|methods?|steps) (?:to|for|of))\s+(?P<deed>.+)",
+    r"|what(?: is|'s| are) (?:the|a|some) [a-z ]{0,30}?(?:ways?|methods?|steps) (?:to|of))\s+(?P<deed>.+)",
     re.IGNORECASE,
 )
 _DEED = re.compile(r"\bhow (?:to|(?:i|you|we|one|someone|people) can) (?P<deed>.+)", re.IGNORECASE)
-_ASKING = frozenset(
-    (
-        "what",
-        "why",
-        "when",
-        "where",
-        "who",
-        "whom",
-        "whose",
-        "which",
-        "how",
-        "is",
-        "are",
-        "was",
-        "were",
-        "do",
-        "does",
-    )
-    + ("did", "can", "could", "should", "would", "will", "may", "has", "have", "if", "am")
+_ASKING = re.compile(
+    r"(?:wh(?:at|y|en|ere|o|om|ose|ich)|how|is|are|was|were|do|does|did|can|could|should|would|will|may|has|have|am)"
 )
-_NOT_VERBS = frozenset(
-    (
-        "the",
-        "a",
-        "an",
-        "this",
-        "that",
-        "these",
-        "those",
-        "i",
-        "you",
-        "we",
-        "he",
-        "she",
-        "it",
-        "they",
-        "my",
-        "your",
-    )
-    + (
-        "our",
-        "his",
-        "her",
-        "its",
-        "their",
-        "there",
-        "here",
-        "hi",
-        "hello",
-        "hey",
-        "given",
-        "for",
-        "in",
-        "on",
-        "at",
-    )
-    + (
-        "by",
-        "with",
-        "from",
-        "to",
-        "of",
-        "and",
-        "or",
-        "but",
-        "not",
-        "no",
-        "yes",
-        "so",
-        "because",
-        "since",
-        "after",
-    )
-    + ("although", "before", "once", "during", "assume", "suppose", "imagine")
+_NO_VERB = re.compile(
+    r"(?:the|an?|th(?:is|at|ese|ose)|i|you|we|s?he|it|they|my|your|our|his|her|its|their|t?here|h(?:i|ello|ey)|given"
+    r"|for|in|on|at|by|with|from|to|of|and|or|but|not?|yes|so|if|because|since|although|after|before|once|during"
+    r"|assume|suppose|imagine)"
 )
 
 
@@ -99,8 +32,8 @@ _NOT_VERBS = frozenset(
 class Ask:
     """A request taken apart.
 
-    `text` is the whole request without its last full stop, `phrase` what is asked for as a verb phrase ("write a
-    guide on how to fix a bike"), `deed` the act it is about ("fix a bike"), `rest` the lines below (an input).
+    `text` is the first line as it stands, `phrase` what is asked for as a verb phrase ("write a guide on how
+    to fix a bike"), `deed` the act it is about ("fix a bike"), `rest` the lines below (an input).
     `phrase` and `deed` are None where the rules do not find them.
     """
 
@@ -121,7 +54,7 @@ def parse(text: str) -> Ask:
     if asked and asked.group("deed")[:1].isalpha():
         deed: str | None = asked.group("deed")
         return Ask(head, f"explain how to {deed}", deed, rest)
-    if not word or word in _ASKING or word in _NOT_VERBS or re.search(r"[.!?]\s", bare):
+    if not word or _ASKING.fullmatch(word) or _NO_VERB.fullmatch(word) or re.search(r"[.!?]\s", bare):
         return Ask(head, None, None, rest)
     found = _DEED.search(bare)
     return Ask(head, bare[:1].lower() + bare[1:], found.group("deed") if found else None, rest)
@@ -223,7 +156,7 @@ def _fits(frame: str, ask: Ask) -> bool:
 
 
 def _framed(frames: tuple[str, ...]) -> Callable[[str, random.Random], str | None]:
-    def apply(text: str, rng: random.Random) -> str | None:
+    def _apply(text: str, rng: random.Random) -> str | None:
         ask = parse(text)
         fitting = [frame for frame in frames if _fits(frame, ask)]
         if not fitting:
@@ -232,7 +165,7 @@ def _framed(frames: tuple[str, ...]) -> Callable[[str, random.Random], str | Non
         asked = asked[:1].upper() + asked[1:]
         return f"{asked}\n{ask.rest}" if ask.rest else asked
 
-    return apply
+    return _apply
 
 
 _SHORT = {
@@ -298,7 +231,7 @@ STYLES: Mapping[str, Callable[[str, random.Random], str | None]] = MappingProxyT
 
 
 def restyle(text: str, style: str, seed: int | str = 0) -> str | None:
-    """The request in the named style, or None where the style does not fit; the same seed gives the same text.
+    """The request in the named style, or None where the style does not fit; a seed fixes the text.
 
     Raises:
         KeyError: for a style that is not in `STYLES`.

@@ -1,5 +1,4 @@
-"""Decoding with explicit safety signals: rules, schedules, policies, the batched decoder and its reference.
-"""
+"""Decoding with explicit safety signals: rules, schedules, policies, the batched decoder and its reference."""
 
 from safealign.decoding.decoder import DecodedRow, Decoder, Run
 from safealign.decoding.engine import CachedEngine, Feed

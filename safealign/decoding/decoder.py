@@ -65,17 +65,7 @@ class DecodedRow:
     shown: int = 0
     intervened_at: int | None = None
     finish: str | None = None
-    _place: EngineRow | None = None
-
-    @property
-    def place(self) -> EngineRow:
-        """The row's place in the engine, while it is live."""
-        assert self._place is not None
-        return self._place
-
-    @place.setter
-    def place(self, place: EngineRow) -> None:
-        self._place = place
+    place: EngineRow = field(init=False)  # the row's place in the engine, while it is live
 
     @property
     def request_logit(self) -> float | None:
@@ -138,9 +128,7 @@ class Run:
     When a quarter of the rows has finished, waiting prompts (similar lengths together) take their places.
     """
 
-    def __init__(
-        self, decoder: Decoder, prompts: Sequence[Prompt], seeds: Sequence[int], batch_size: int
-    ) -> None:
+    def __init__(self, decoder: Decoder, prompts: Sequence[Prompt], seeds: Sequence[int], batch_size: int) -> None:
         self.decoder, self.engine, self.rules = decoder, decoder.engine, decoder.rules
         self.options, self.batch_size = decoder.options, batch_size
         self.rows = [DecodedRow(prompt, RowNoise(seed)) for prompt, seed in zip(prompts, seeds, strict=True)]
@@ -166,9 +154,7 @@ class Run:
         fed = [entry for entry in fed if entry[0].finish is None]
         if fed:
             verdicts = self._feed([(row, probes) for row, _, probes in fed])
-            self._react(
-                [(row, self._judge(row, final, v)) for (row, final, _), v in zip(fed, verdicts, strict=True)]
-            )
+            self._react([(row, self._judge(row, final, v)) for (row, final, _), v in zip(fed, verdicts, strict=True)])
         self._retire()
         self._admit()
 
@@ -221,9 +207,7 @@ class Run:
             return ()
         return self.rules.probes(row.state, len(row.tokens), prefix=row.prompt.prefix, final=self._final(row))
 
-    def _feed(
-        self, entries: Sequence[tuple[DecodedRow, tuple[Probe, ...]]]
-    ) -> list[list[tuple[Probe, float]]]:
+    def _feed(self, entries: Sequence[tuple[DecodedRow, tuple[Probe, ...]]]) -> list[list[tuple[Probe, float]]]:
         """Feeds the newest token of each row and evaluates its probes, in one forward or in two."""
         rows = [row for row, _ in entries]
         if self.options.fused:
@@ -292,9 +276,7 @@ class Run:
         return feed
 
     def _refusal_feed(self, row: DecodedRow, action: Action, trigger: Sequence[int]) -> Feed:
-        if (
-            action.refresh is None
-        ):  # REFUSING from the start: nothing to take back, rule 1 goes on after the trigger
+        if action.refresh is None:  # REFUSING from the start: nothing to take back, rule 1 goes on after the trigger
             return Feed(row.place, trigger, self.rules.refusing_after(row.state, len(trigger)))
         last = row.tokens[-1] if row.tokens else row.prompt.rendered.input_ids[-1]
         self.engine.withdraw(row.place, row.prompt.n_text + action.keep - 1)
@@ -334,9 +316,7 @@ class Run:
         forwards: int,
     ) -> None:
         p = self.decoder.thresholds.p
-        row.trace += [
-            Evaluation.of(probe, step, x, p(x), str(state.state), forwards) for probe, x in verdicts
-        ]
+        row.trace += [Evaluation.of(probe, step, x, p(x), str(state.state), forwards) for probe, x in verdicts]
 
     def _note_refresh(self, entries: Sequence[tuple[DecodedRow, Feed]], fed: Fed) -> None:
         for (row, feed), logits in zip(entries, fed.verdicts, strict=True):

@@ -116,7 +116,8 @@ class CachedEngine:
         logits, states = self._run(plan)
         for feed in feeds:
             feed.row.length += len(feed.tokens)
-        verdicts = self._judge(plan, states) if states is not None else [() for _ in feeds]
+        nothing: list[tuple[float, ...]] = [() for _ in feeds]
+        verdicts = nothing if states is None else self._judge(plan, states)
         for feed in feeds:
             if any(probe.writes for probe in feed.probes):
                 feed.row.slot, feed.row.has_slot = 1 - feed.row.slot, True
@@ -130,6 +131,7 @@ class CachedEngine:
     def close(self, row: EngineRow) -> None:
         """Takes a finished row out of the batch; the last one takes its place."""
         self._cache.drop(row.index)
+        row.memory = RowMemory()  # a long queue of answers must not keep every finished one's states
         last = self.rows.pop()
         if last is not row:
             self.rows[row.index] = last
@@ -163,15 +165,13 @@ class CachedEngine:
         rows, means, lasts = [], [], []
         for at, feed in enumerate(plan.feeds):
             row, n_fed = feed.row, len(feed.tokens)
-            row.memory.remember(
-                row.prompt, row.length - n_fed, states[at, plan.n_text - n_fed : plan.n_text], wanted
-            )
+            row.memory.remember(row.prompt, row.length - n_fed, states[at, plan.n_text - n_fed : plan.n_text], wanted)
             for index, safety in enumerate(plan.safety[at]):
                 rows.append(states[at, plan.n_text + index])
                 if "mean" in wanted:
                     means.append(row.memory.mean(safety.pools))
                 if "last" in wanted:
-                    lasts.append(row.memory.last)
+                    lasts.append(row.memory.last(safety.last))
         if not rows:
             return [() for _ in plan.feeds]
         scores = self.parts.score(
@@ -201,23 +201,17 @@ class _Plan:
         self.input_ids = torch.tensor(ids, dtype=torch.long, device=device).reshape(len(feeds), self.n_text)
         self.columns = torch.tensor(columns, device=device)
         self.positions = torch.tensor(positions, device=device)
-        self.width = (
-            max(max(SLOT_COLUMNS + feed.row.length, *at) for feed, at in zip(feeds, columns, strict=True)) + 1
-        )
+        self.width = max(max(SLOT_COLUMNS + feed.row.length, *at) for feed, at in zip(feeds, columns, strict=True)) + 1
         self.allowed = self._allowed(torch.tensor(text, device=device), engine.gate)
 
-    def _row(
-        self, feed: Feed, safety: Sequence[SafetyRow]
-    ) -> tuple[list[int], list[int], list[int], list[int]]:
+    def _row(self, feed: Feed, safety: Sequence[SafetyRow]) -> tuple[list[int], list[int], list[int], list[int]]:
         """Ids `[T]`, text index `[T+S]` (-1 where there is none), columns `[T+S]` and positions `[T+S]` of a
         feed.
         """
         n_fed, start = len(feed.tokens), feed.row.length
         pads, missing = self.n_text - n_fed, self.n_safety - len(safety)
         text = list(range(start, start + n_fed))
-        scratch = iter(
-            range(SLOT_COLUMNS + start + n_fed, SLOT_COLUMNS + start + self.n_text + self.n_safety)
-        )
+        scratch = iter(range(SLOT_COLUMNS + start + n_fed, SLOT_COLUMNS + start + self.n_text + self.n_safety))
         probe_columns = [1 - feed.row.slot if probe.writes else next(scratch) for probe in feed.probes]
         columns = [next(scratch) for _ in range(pads)] + [SLOT_COLUMNS + i for i in text] + probe_columns
         columns += [next(scratch) for _ in range(missing)]
@@ -235,16 +229,14 @@ class _Plan:
             self._open_slot(allowed[n], text[n], feed, gate)
             for index, row in enumerate(safety):
                 for span in row.attends:
-                    allowed[n, self.n_text + index, SLOT_COLUMNS + span.start : SLOT_COLUMNS + span.end] = (
-                        True
-                    )
+                    allowed[n, self.n_text + index, SLOT_COLUMNS + span.start : SLOT_COLUMNS + span.end] = True
         return allowed
 
     def _open_slot(self, allowed: torch.Tensor, text: torch.Tensor, feed: Feed, gate: bool) -> None:
-        row = feed.row
-        if not gate or not feed.tokens or not (row.has_slot or feed.sees_new):
+        row, new = feed.row, feed.sees_new and any(probe.writes for probe in feed.probes)
+        if not gate or not feed.tokens or not (row.has_slot or new):
             return
-        column = 1 - row.slot if feed.sees_new else row.slot
+        column = 1 - row.slot if new else row.slot
         first = self.n_text - len(feed.tokens) + max(0, row.prompt.rendered.query_end - row.length)
         allowed[first : self.n_text, column] = True
 

@@ -149,17 +149,13 @@ def _range_problems(options: DecodingOptions) -> list[str]:
         if isinstance(value, bool) or not isinstance(value, kinds) or not limit.low <= value <= limit.high:
             upper = "" if limit.high == math.inf else f" and at most {limit.high:g}"
             kind = "a whole number" if limit.whole else "a number"
-            problems.append(
-                f"{name} must be {kind}, at least {limit.low:g}{upper}{limit.note}, got {value!r}"
-            )
+            problems.append(f"{name} must be {kind}, at least {limit.low:g}{upper}{limit.note}, got {value!r}")
     if options.dependency not in tuple(Dependency):
         problems.append(f"dependency must be one of {', '.join(Dependency)}, got {options.dependency!r}")
     if options.seed is not None and (isinstance(options.seed, bool) or not isinstance(options.seed, int)):
         problems.append(f"seed must be a whole number or None, got {options.seed!r}")
     if not problems and options.min_new_tokens > options.max_new_tokens:
-        problems.append(
-            f"min_new_tokens {options.min_new_tokens} is more than max_new_tokens {options.max_new_tokens}"
-        )
+        problems.append(f"min_new_tokens {options.min_new_tokens} is more than max_new_tokens {options.max_new_tokens}")
     return problems
 
 

@@ -19,7 +19,7 @@ class RowMemory:
     """
 
     def __init__(self) -> None:
-        self.last = torch.empty(0)
+        self._last_content = torch.empty(0)
         self._content = torch.empty(0)
         self._n_content = 0
         self._first = 0  # text row of the first response state
@@ -27,13 +27,12 @@ class RowMemory:
         self._response = torch.empty(0)
 
     def remember(self, prompt: Prompt, start: int, states: torch.Tensor, pools: Sequence[str]) -> None:
-        """Takes the states `[n, depths, H]` of text rows `start …`; the first call brings the whole prompt.
-        """
+        """Takes the states `[n, depths, H]` of text rows `start …`; the first call brings the whole prompt."""
         if start == 0 and len(states):
             self._remember_prompt(prompt, states)
         if start < self._first:  # query rows: a prompt's, or its last one fed again under a refusal from the start
             states, start = states[self._first - start :], self._first
-        if "mean" in pools and len(states):
+        if {"mean", "last"} & set(pools) and len(states):
             self._append(start - self._first, states)
 
     def mean(self, spans: Sequence[Span]) -> torch.Tensor:
@@ -47,6 +46,10 @@ class RowMemory:
             total, count = total + self._content, count + self._n_content
         return total / max(count, 1)
 
+    def last(self, row: int) -> torch.Tensor:
+        """State `[depths, H]` of the last row of a span: a response row, or else the last content row."""
+        return self._response[row - self._first] if row >= self._first else self._last_content
+
     def cut(self, length: int) -> None:
         """Forgets text rows from `length` on."""
         self._length = max(0, min(self._length, length - self._first))
@@ -57,7 +60,7 @@ class RowMemory:
         self._content = torch.zeros_like(states[0])
         for span in prompt.content:
             self._content += states[span.start : span.end].sum(dim=0)
-        self.last = states[prompt.last_query].clone()
+        self._last_content = states[prompt.last_query].clone()
 
     def _append(self, at: int, states: torch.Tensor) -> None:
         end = at + len(states)

@@ -54,8 +54,7 @@ class ReferenceAnswer:
 
 
 class ReferenceDecoder:
-    """Decodes one prompt by full recompute. `choose(logits, step)` picks the next token (greedy by default).
-    """
+    """Decodes one prompt by full recompute. `choose(logits, step)` picks the next token (greedy by default)."""
 
     def __init__(
         self,
@@ -88,6 +87,7 @@ class _Answering:
         self.versions: list[_Version] = []
 
     def run(self) -> ReferenceAnswer:
+        """Decodes to the end."""
         opening = self.rules.opening(self.prompt.prefix)
         self.versions.append(_Version(self._row(opening[0]), self.prompt.rendered.query_end))
         logits = self._evaluate(opening[1:], 0, first=opening[0])
@@ -107,9 +107,7 @@ class _Answering:
         final = ended or step >= self.decoder.max_new_tokens
         probes = self.rules.probes(self.state, step, prefix=self.prompt.prefix, final=final)
         logits = self._evaluate(probes, step) if probes else []
-        move = self.rules.step(
-            self.state, step, list(zip(probes, logits, strict=True)), final=final, ended=ended
-        )
+        move = self.rules.step(self.state, step, list(zip(probes, logits, strict=True)), final=final, ended=ended)
         if move.row.state == "refusing" and self.state.state != "refusing":
             self.answer.intervened_at = move.row.since
         self.state = move.row
@@ -159,8 +157,7 @@ class _Answering:
                 self.versions.append(_Version(self._row(probe), self.prompt.n_text + step))
 
     def _evaluate(self, probes: Sequence[Probe], step: int, first: Probe | None = None) -> list[float]:
-        """Logits of the newest version (when `first` names its probe) and of `probes`, noted in the answer.
-        """
+        """Logits of the newest version (when `first` names its probe) and of `probes`, noted in the answer."""
         layout, capture, batch, _ = self._forward([self._row(probe) for probe in probes])
         found = batch_logits(self.decoder.parts, capture, batch)[0].tolist()
         own = len(probes) + (first is not None)
@@ -200,9 +197,7 @@ class _Answering:
         if probe.kind is ProbeKind.REQUEST:
             return request_row(whole, settings.placement)
         if probe.kind is ProbeKind.REFRESH:
-            return refresh_row(
-                replace(whole, query_end=self.prompt.n_text - 1), probe.end, settings.placement
-            )
+            return refresh_row(replace(whole, query_end=self.prompt.n_text - 1), probe.end, settings.placement)
         row = window_row(whole, span.start, span.end, settings.placement, settings.window_sees_query)
         assert row.kind is RowKind.WINDOW
         return row

@@ -69,22 +69,16 @@ def _probes(answer: FixedAnswer, rules: Rules) -> list[tuple[int, Probe]]:
     return found
 
 
-def _layout(
-    answer: FixedAnswer, probes: Sequence[tuple[int, Probe]], settings: RowSettings, gate: bool
-) -> Layout:
+def _layout(answer: FixedAnswer, probes: Sequence[tuple[int, Probe]], settings: RowSettings, gate: bool) -> Layout:
     prompt = answer.prompt
     whole = replace(prompt.rendered, input_ids=(*prompt.rendered.input_ids, *answer.tokens))
     rows = [safety_row(probe, prompt, settings) for _, probe in probes]
     versions = [index for index, (_, probe) in enumerate(probes) if probe.writes]
-    from_row = [
-        prompt.rendered.query_end if index == 0 else prompt.n_text + probes[index][0] for index in versions
-    ]
+    from_row = [prompt.rendered.query_end if index == 0 else prompt.n_text + probes[index][0] for index in versions]
     return build_layout(whole, rows, gate=gate, versions=versions, from_row=from_row)
 
 
-def _recording(
-    answer: FixedAnswer, probes: Sequence[tuple[int, Probe]], logits: Sequence[float]
-) -> Recording:
+def _recording(answer: FixedAnswer, probes: Sequence[tuple[int, Probe]], logits: Sequence[float]) -> Recording:
     trace = [
         Evaluation.of(probe, step, logit, 0.0, "recorded", 0)
         for (step, probe), logit in zip(probes, logits, strict=True)

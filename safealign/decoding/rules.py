@@ -103,8 +103,7 @@ class Transition:
 
 @dataclass(frozen=True)
 class Rules:
-    """The rules with their parameters; `record` evaluates every window of calibration and never intervenes.
-    """
+    """The rules with their parameters; `record` evaluates every window of calibration and never intervenes."""
 
     schedule: Schedule = field(default_factory=Annealing)
     dependency: Dependency = Dependency.MEDIUM
@@ -120,8 +119,7 @@ class Rules:
     # ---- the request and the caller's prefix -------------------------------------------------------------
 
     def opening(self, prefix: int = 0) -> tuple[Probe, ...]:
-        """The rows of the prompt's forward: the request (writes the slot), then a prefix's windows (probes).
-        """
+        """The rows of the prompt's forward: the request (writes the slot), then a prefix's windows (probes)."""
         ends = sorted({*range(self.r2, prefix + 1, self.r2), prefix} - {0})
         windows = (Probe(ProbeKind.PREFIX, max(1, end - self.r2 + 1) - prefix, end - prefix) for end in ends)
         return (Probe(ProbeKind.REQUEST, writes=True), *windows)
@@ -129,9 +127,7 @@ class Rules:
     def open(self, logits: Sequence[float]) -> Transition:
         """Judges the logits of `opening`: p_0 against θ_query, every prefix window against θ_prefix."""
         query, prefix = logits[0], logits[1:]
-        if not (
-            self._fires(query, self.theta_query) or any(self._fires(p, self.theta_prefix) for p in prefix)
-        ):
+        if not (self._fires(query, self.theta_query) or any(self._fires(p, self.theta_prefix) for p in prefix)):
             return Transition(RowState())
         refusing = RowState(State.REFUSING)
         if self.dependency is Dependency.LOW:
@@ -219,9 +215,7 @@ class Rules:
     def _recorded(self, step: int, prefix: int) -> tuple[Probe, ...]:
         """Rule-3 windows of every scheduled step that could still be PENDING."""
         alarms = range(max(1, step - self.tau + 1), step)
-        return tuple(
-            self._rule_3(alarm, step, prefix) for alarm in alarms if self.schedule.is_scheduled(alarm)
-        )
+        return tuple(self._rule_3(alarm, step, prefix) for alarm in alarms if self.schedule.is_scheduled(alarm))
 
     def _scheduled(self, step: int, final: bool) -> bool:
         return self.schedule.is_scheduled(step) or (final and self.schedule.largest_gap() is not None)

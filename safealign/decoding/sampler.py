@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Iterable, Sequence
+from typing import Any
 
 import torch
 from transformers import LogitsProcessorList, TemperatureLogitsWarper, TopKLogitsWarper, TopPLogitsWarper
@@ -59,12 +60,10 @@ class Sampler:
             logits[torch.tensor(early)[:, None], self._eos] = -torch.inf
         if self.greedy:
             return [int(token) for token in logits.argmax(dim=-1).tolist()]
-        scores = self._processors(torch.empty(len(logits), 0, dtype=torch.long), logits)
+        no_ids: Any = torch.empty(len(logits), 0, dtype=torch.long)  # these processors look at scores alone
+        scores = self._processors(no_ids, logits)
         cumulative = torch.softmax(scores.double(), dim=-1).cumsum(dim=-1)
         numbers = [row.at(step) for row, step in zip(noise, steps, strict=True)]
-        drawn = (
-            torch.tensor(numbers, dtype=torch.float64, device=logits.device).unsqueeze(-1)
-            * cumulative[:, -1:]
-        )
+        drawn = torch.tensor(numbers, dtype=torch.float64, device=logits.device).unsqueeze(-1) * cumulative[:, -1:]
         found = torch.searchsorted(cumulative, drawn, right=True).squeeze(-1)
         return [int(token) for token in found.clamp_(max=logits.shape[-1] - 1).tolist()]

@@ -94,9 +94,7 @@ NAMES = ("first", "periodic", "annealing", "every")
 def make_schedule(name: str, *, interval: int = 10, floor: int = 32) -> Schedule:
     """The schedule of that name; `interval` is for `periodic`, `floor` for `annealing`."""
     if interval < 1 or floor < 1:
-        raise ConfigError(
-            f"decoding.interval and decoding.floor must be at least 1, got {interval} and {floor}"
-        )
+        raise ConfigError(f"decoding.interval and decoding.floor must be at least 1, got {interval} and {floor}")
     made: dict[str, Schedule] = {
         "first": First(),
         "periodic": Periodic(interval),
@@ -116,9 +114,5 @@ def scheduled_steps(schedule: Schedule, last: int) -> Iterator[int]:
 def describe(schedule: Schedule) -> str:
     """One line for logs and reports: the name and the largest gap between two verdicts."""
     gap = schedule.largest_gap()
-    bound = (
-        "the answer is never looked at"
-        if gap is None
-        else f"at most {gap} token{'s' * (gap > 1)} between verdicts"
-    )
+    bound = "the answer is never looked at" if gap is None else f"at most {gap} token{'s' * (gap > 1)} between verdicts"
     return f"{type(schedule).__name__.lower()}: {bound}"

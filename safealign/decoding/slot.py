@@ -30,8 +30,7 @@ class SlotCache(Cache):
         self._width = 0
 
     def aim(self, rows: Sequence[int], columns: torch.Tensor, width: int) -> None:
-        """Prepares a forward of `rows`: its new keys go to `columns` `[N, Q]`; it sees columns `0..width-1`.
-        """
+        """Prepares a forward of `rows`: its new keys go to `columns` `[N, Q]`; it sees columns `0..width-1`."""
         self._reserve(width)
         index = torch.tensor(rows, device=columns.device)
         everyone = list(rows) == list(range(self.n_rows))
@@ -58,9 +57,7 @@ class SlotCache(Cache):
     def admit(self, n: int) -> int:
         """Takes `n` free rows behind those in use; returns the first one's index."""
         if self.n_rows + n > self.max_rows:
-            raise ValueError(
-                f"the cache has {self.max_rows} rows, {self.n_rows} in use: no room for {n} more"
-            )
+            raise ValueError(f"the cache has {self.max_rows} rows, {self.n_rows} in use: no room for {n} more")
         self.n_rows += n
         return self.n_rows - n
 

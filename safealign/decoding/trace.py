@@ -12,8 +12,7 @@ from safealign.decoding.rules import Probe, ProbeKind
 
 @dataclass(frozen=True)
 class Cost:
-    """What an evaluation cost: safety `rows`, and `forwards` of their own (0: it rode in the text's forward).
-    """
+    """What an evaluation cost: safety `rows`, and `forwards` of their own (0: it rode in the text's forward)."""
 
     rows: int = 1
     forwards: int = 0
@@ -43,9 +42,7 @@ class Evaluation:
     def of(cls, probe: Probe, position: int, logit: float, p: float, state: str, forwards: int) -> Evaluation:
         """The entry of a probe's verdict."""
         span = (probe.start, probe.end) if probe.end >= probe.start else None
-        return cls(
-            position, span, str(probe.kind), p, logit, state, probe.writes, Cost(1, forwards), probe.alarm
-        )
+        return cls(position, span, str(probe.kind), p, logit, state, probe.writes, Cost(1, forwards), probe.alarm)
 
     def to_dict(self) -> dict[str, Any]:
         """Flat form for JSON."""
@@ -77,8 +74,7 @@ class Recording:
 
     @property
     def window_statistic(self) -> float:
-        """max over S of the smallest logit of its windows: an intervention implies that it reached θ_window.
-        """
+        """max over S of the smallest logit of its windows: an intervention implies that it reached θ_window."""
         return max((min(logits) for logits in self.windows.values()), default=-math.inf)
 
     @classmethod

@@ -22,6 +22,8 @@ from safealign.judges.refusal import RefusalMatcher
 from safealign.model import Output
 
 Progress = Callable[[int], None]
+# conf/judge: did the attack succeed?
+JUDGES: dict[str, Callable[..., bool]] = {"refusal_matcher": attack_succeeded}
 
 
 @dataclass(frozen=True)
@@ -63,6 +65,7 @@ def measure(
     *,
     max_new_tokens: int,
     batch_size: int,
+    judge: str = "refusal_matcher",
     folder: Path | None = None,
     progress: Progress | None = None,
     keep: list[Output] | None = None,
@@ -81,7 +84,7 @@ def measure(
     outputs = system.model.generate_batch(
         conversations, max_new_tokens=max_new_tokens, batch_size=batch_size, progress=progress, **system.options
     )
-    cell = _judge(system, name, prompts, conversations, outputs, time.monotonic() - started)
+    cell = _judge(system, name, judge, prompts, conversations, outputs, time.monotonic() - started)
     if keep is not None:
         keep += outputs
     if path is not None:
@@ -92,6 +95,7 @@ def measure(
 def _judge(
     system: System,
     name: str,
+    judge: str,
     prompts: Sequence[Record],
     conversations: Sequence[Sequence[Message]],
     outputs: Sequence[Output],
@@ -104,7 +108,7 @@ def _judge(
         measure=name,
         ids=tuple(str(record.id) for record in prompts),
         succeeded=tuple(
-            attack_succeeded(out.text, prefix, matcher=matcher) for out, prefix in zip(outputs, prefixes, strict=True)
+            JUDGES[judge](out.text, prefix, matcher=matcher) for out, prefix in zip(outputs, prefixes, strict=True)
         ),
         refused=tuple(out.refused for out in outputs),
         intervened_at=tuple(out.intervened_at for out in outputs),

@@ -74,7 +74,7 @@ def head_grid(rows: Mapping[str, Mapping[str, object]]) -> Grid:
     return grid
 
 
-def linear_baseline(features: Features, requests: Sequence[Record], l2: float = 30.0) -> Score:
+def linear_baseline(features: Features, requests: Sequence[Record], l2: float = 100.0) -> Score:
     """A logistic regression on `features` of the training requests, both labels weighing the same."""
     labels = torch.tensor([float(record.label == MALICIOUS) for record in requests])
     known = torch.tensor([record.label in (BENIGN, MALICIOUS) for record in requests])

@@ -60,6 +60,7 @@ class EvaluationJob:
     console: Console
     title: str
     command: str
+    judge: str = "refusal_matcher"
     offline: bool = False
     evidence: Evidence | None = None
 
@@ -69,7 +70,8 @@ class EvaluationJob:
         prompts = Prompts.load(self.suite, self.offline)
         attacks = attacks_of(self.attack, ours.model.tokenizer)
         keep = [(undefended.name, "direct"), (undefended.name, "benign"), (ours.name, "benign"), (ours.name, "direct")]
-        result = run_suite(self.systems, prompts, attacks, self.suite, self.folder / "cells", self.console, keep)
+        cells = self.folder / "cells"
+        result = run_suite(self.systems, prompts, attacks, self.suite, cells, self.console, self.judge, keep)
         summary = Summary(self.title, self.command)
         fill(summary, result, self.systems, attacks)
         scores: dict[str, list[float]] = {}

@@ -77,6 +77,7 @@ def run_suite(
     suite: SuiteConfig,
     folder: Path,
     console: Console,
+    judge: str = "refusal_matcher",
     keep: Sequence[tuple[str, str]] = (),
 ) -> SuiteResult:
     """Measures every cell; those in `folder` are not measured again. `keep` names cells whose answers are wanted."""
@@ -94,6 +95,7 @@ def run_suite(
                 name,
                 max_new_tokens=suite.max_new_tokens,
                 batch_size=suite.batch_size,
+                judge=judge,
                 folder=folder,
                 keep=outputs if wanted else None,
             )

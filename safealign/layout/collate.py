@@ -19,7 +19,7 @@ class SafetyBatch:
     """Tensors of a batch of layouts; T text rows, S safety rows.
 
     `mask` float `[B, 1, T+S, T+S]`; `position_ids` `[B, T+S]`; `valid` bool `[B, S]`; `pool` float `[B, S, T]`
-    (rows sum to 1: the weights of the span mean); `last_query` `[B]`; `labels` float `[B, S]` with -100 where
+    (rows sum to 1: the weights of the span mean); `last` `[B, S]` (the last row each pools); `labels` float `[B, S]` with -100 where
     there is none; `kinds` `[B, S]` (`RowKind`, -1 where padded).
     """
 
@@ -27,7 +27,7 @@ class SafetyBatch:
     position_ids: torch.Tensor
     valid: torch.Tensor
     pool: torch.Tensor
-    last_query: torch.Tensor
+    last: torch.Tensor
     labels: torch.Tensor
     kinds: torch.Tensor
 
@@ -62,7 +62,7 @@ def collate_layouts(layouts: Sequence[Layout], n_text: int | None = None) -> Saf
         position_ids=torch.arange(n_text + n_safety).repeat(len(layouts), 1).clamp_(max=max(n_text - 1, 0)),
         valid=torch.zeros(shape, dtype=torch.bool),
         pool=torch.zeros(*shape, n_text),
-        last_query=torch.tensor([layout.last_query for layout in layouts]),
+        last=torch.zeros(shape, dtype=torch.long),
         labels=torch.full(shape, IGNORED_LABEL),
         kinds=torch.full(shape, -1, dtype=torch.long),
     )
@@ -76,6 +76,7 @@ def _fill(batch: SafetyBatch, index: int, layout: Layout, n_text: int) -> None:
         batch.position_ids[index, n_text + column] = row.position
         batch.valid[index, column] = True
         batch.kinds[index, column] = int(row.kind)
+        batch.last[index, column] = row.last
         if row.label is not None:
             batch.labels[index, column] = row.label
         length = sum(span.length for span in row.pools)

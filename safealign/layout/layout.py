@@ -40,12 +40,17 @@ class SafetyRow:
     ready: int
     label: float | None = None
 
+    @property
+    def last(self) -> int:
+        """Last text row that it pools (0 where it pools none): the newest content token of what it judges."""
+        return max((span.end - 1 for span in self.pools if span.length), default=0)
+
 
 @dataclass(frozen=True)
 class Layout:
     """Text rows `0..n_text-1`, then `safety` rows; `sees[i]` is the slot version of text row i, or -1.
 
-    `last_query` is the last content row of the query, which the `last` pool of a head reads.
+    `last_query` is the last content row of the query: no verdict on the request depends on a later row.
     """
 
     n_text: int

@@ -30,6 +30,7 @@ class RowPlan:
     `mask`: additive float `[B, 1, T+S, K]` with K = cached columns + T + S. `position_ids`: `[B, T+S]`.
     `compact`: optional bool `[B, T]`; the decoder then returns only those text rows, flattened to `[1, N, H]`
     (so that a language-model head scores completion positions only). `capture` off spares the head's states.
+    `features_only`: the forward ends with `DeepEnough` once the head's deepest block is done.
     """
 
     n_safety: int
@@ -37,6 +38,11 @@ class RowPlan:
     position_ids: torch.Tensor
     compact: torch.Tensor | None = None
     capture: bool = True
+    features_only: bool = False
+
+
+class DeepEnough(Exception):
+    """Ends a `features_only` forward: the blocks above the head's deepest one would compute nothing it reads."""
 
 
 @dataclass
@@ -142,6 +148,8 @@ class SafetyParts:
         def hook(module: nn.Module, args: Any, output: Any) -> None:
             if self._active is not None and self._active.plan.capture:
                 self._active.blocks[depth] = output[0] if isinstance(output, tuple) else output
+                if self._active.plan.features_only and depth == self.depths[-1]:
+                    raise DeepEnough
 
         return hook
 

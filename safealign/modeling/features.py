@@ -3,13 +3,14 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Iterator, Sequence
+from contextlib import suppress
 from dataclasses import dataclass
 
 import torch
 
 from safealign.layout.collate import SafetyBatch, collate_layouts
 from safealign.layout.layout import Layout
-from safealign.modeling.attach import Capture, RowPlan, SafetyParts
+from safealign.modeling.attach import Capture, DeepEnough, RowPlan, SafetyParts
 
 
 @dataclass
@@ -22,12 +23,12 @@ class PooledStates:
 
 
 def pool_states(capture: Capture, batch: SafetyBatch) -> PooledStates:
-    """Reads safety-row, span-mean and last-query states out of an armed forward."""
+    """Reads safety-row, span-mean and span-last states out of an armed forward."""
     states = capture.states
     n_text = states.shape[1] - batch.n_safety
     text, row = states[:, :n_text], states[:, n_text:]
     mean = torch.einsum("bst,btdh->bsdh", batch.pool.to(text.dtype), text)
-    last = text[torch.arange(len(text), device=text.device), batch.last_query].unsqueeze(1).expand_as(row)
+    last = text[torch.arange(len(text), device=text.device)[:, None], batch.last]
     return PooledStates(row, mean, last)
 
 
@@ -83,7 +84,8 @@ def _by_batches(
     for chosen in _length_batches([layout.n_text + len(layout.safety) for layout in layouts], batch_size):
         batch = collate_layouts([layouts[i] for i in chosen]).to(device)
         ids = pad_ids([input_ids[i] for i in chosen]).to(device)
-        with parts.armed(plan_for(batch)) as capture:
+        plan = RowPlan(batch.n_safety, batch.mask, batch.position_ids, features_only=True)
+        with parts.armed(plan) as capture, suppress(DeepEnough):
             parts.decoder(input_ids=ids, use_cache=False)
         values = read(parts, capture, batch).cpu()
         for row, index in enumerate(chosen):

@@ -19,8 +19,9 @@ class HeadSettings:
     """Where the head reads.
 
     `layers`: fractions of depth in (0, 1]; f is the output of block round(f·L), f = 1 after the final norm.
-    `pool`: any of `row` (the safety row's own state), `mean` (mean over the row's span), `last` (the last content
-    row of the query); their states are concatenated.
+    `pool`: any of `row` (the safety row's own state), `mean` (mean over the row's span), `last` (the last
+    row of the span: for the request its last content token, so that windows never lean on the request's verdict);
+    their states are concatenated.
     """
 
     layers: tuple[float, ...] = (1.0,)

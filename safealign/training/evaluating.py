@@ -44,6 +44,7 @@ def evaluate(config: EvaluateConfig, console: Console, command: str) -> Summary 
         console,
         title=f"{export.parent.name}: {config.suite.name} table",
         command=command,
+        judge=config.judge.name,
         offline=config.offline,
         evidence=evidence,
     )

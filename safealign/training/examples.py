@@ -13,6 +13,7 @@ from dataclasses import dataclass
 from safealign.data.records import Record
 from safealign.data.refusals import refusal_reason
 from safealign.data.rendering import Renderer
+from safealign.errors import DataError
 from safealign.layout import (
     Layout,
     Rendered,
@@ -47,6 +48,7 @@ class ExampleSettings:
     follow_windows: float = 0.25
     recovery_share: float = 0.5
     recovery_max_prefix: int = 40
+    name_category: bool = True
     max_length: int = 512
 
 
@@ -94,7 +96,10 @@ def build_examples(
 def _examples_of(
     record: Record, renderer: Renderer, settings: ExampleSettings, rng: random.Random
 ) -> Iterator[Example]:
-    rendered = _cut(renderer.render(record.messages, close=record.complete), settings.max_length)
+    try:
+        rendered = _cut(renderer.render(record.messages, close=record.complete), settings.max_length)
+    except DataError as error:
+        raise DataError(f"{record.where or record.id}: {error}") from error
     answer = _answer(record, rendered)
     yield _example(record, answer, settings, rng, "")
     if any(answer.harmful) and rng.random() < settings.recovery_share:
@@ -207,7 +212,7 @@ def _recovery(
     first, n = answer.harmful.index(True), _content_length(answer)
     k = rng.randint(min(first + 3, n), min(n, first + settings.recovery_max_prefix))
     trigger = renderer.trigger_ids(settings.trigger, mid_answer=True)
-    reason = renderer.content_ids(" " + refusal_reason(record, rng))
+    reason = renderer.content_ids(" " + refusal_reason(record, rng, settings.name_category))
     tail = (*trigger, *reason, *renderer.end_ids)
     start = rendered.response.start
     ids = (*rendered.input_ids[: start + k], *tail)

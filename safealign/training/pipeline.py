@@ -67,6 +67,7 @@ def evaluate_run(config: TrainConfig, export: Path, data: TrainingData, console:
         console,
         title=f"{config.name}: undefended beside safealign",
         command=f"python -m safealign.train +recipe={config.name}",
+        judge=config.judge.name,
         offline=config.offline,
         evidence=evidence_of(config, data),
     )

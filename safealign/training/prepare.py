@@ -7,29 +7,28 @@ import hashlib
 import random
 from collections import Counter
 from collections.abc import Callable, Sequence
-from dataclasses import asdict, dataclass, field, replace
+from dataclasses import asdict, dataclass, field
 from typing import Any
 
 import torch
 
-from safealign.config.groups import SourceConfig
 from safealign.config.roots import TrainConfig
-from safealign.data.leaks import drop_leaks, find_leaks
 from safealign.data.mixing import MixSettings, build_mix
 from safealign.data.pairings import PairingSettings, pair
-from safealign.data.parts import take_part
-from safealign.data.records import BENIGN, MALICIOUS, Record
+from safealign.data.records import MALICIOUS, Record
 from safealign.data.refusals import names_harm
 from safealign.data.rendering import Renderer
-from safealign.data.sources import known_sources, load_records
 from safealign.data.templates import load_templates
-from safealign.data.validation import require_valid
 from safealign.errors import DataError
 from safealign.evaluation.sets import load_set
 from safealign.judges.refusal import RefusalMatcher
 from safealign.modeling.precision import has_fast_bf16
-from safealign.sampling import Sampler, SamplingSettings, spread
+from safealign.sampling import Sampler, SamplingSettings
+from safealign.training.checks import data_problems
 from safealign.training.examples import Example, ExampleSettings, build_examples
+from safealign.training.leaking import Encode, LeakGuard
+from safealign.training.sources import load_sources, prompt_only
+from safealign.training.splitting import distinct, hold_out, split
 
 Say = Callable[[str], None]
 
@@ -38,13 +37,15 @@ Say = Callable[[str], None]
 class TrainingData:
     """What a run trains, evaluates and calibrates on; `report` says where it came from and what was left out.
 
-    `requests`: the mixed requests that train the verdict, which baselines are trained on as well. `calibration`:
-    benign requests that training never sees. `harmful_answers`: for metrics of windows.
+    `requests`: all mixed requests; baselines are trained on them, and `warm` holds the same as prompts, on which
+    the head is started. `train` is the part that the model itself is trained on, with answers. `calibration`:
+    benign requests that nothing else sees.
     """
 
     train: list[Example]
     validation: list[Example]
     requests: list[Record]
+    warm: list[Example]
     calibration: list[Record]
     report: dict[str, Any] = field(default_factory=dict)
 
@@ -62,42 +63,9 @@ def example_settings(config: TrainConfig) -> ExampleSettings:
         gate_closed_share=safety.gate.closed_share,
         follow_windows=safety.gate.follow_windows,
         recovery_share=safety.recovery_share,
+        name_category=safety.refusal_categories,
         max_length=config.data.max_length,
     )
-
-
-def load_sources(config: TrainConfig) -> list[Record]:
-    """Every record of every source; raises DataError that lists all bad rows of all of them."""
-    records = [record for source in config.data.sources for record in load_source(source, config.offline)]
-    require_valid(records, "the training sources together")
-    return records
-
-
-def load_source(source: SourceConfig, offline: bool) -> list[Record]:
-    """The records of one source: its part, then at most `limit` of them."""
-    refused = RefusalMatcher().refused
-    known = source.source in known_sources()
-    records = load_records(
-        source.source,
-        split=source.split,
-        fields=source.fields,
-        label=source.label,
-        refused=None if known else refused,
-        offline=offline,
-    )
-    if known:  # a pinned data set cannot be corrected by the user: what is at odds keeps its prompt only
-        records = [_prompt_only(r) if _at_odds(r, refused) else r for r in records]
-    return take_part(records, source.part, source.source)[: source.limit]
-
-
-def _at_odds(record: Record, refused: Callable[[str], bool]) -> bool:
-    """A refusal where an answer was promised: labelled harmful, or given to a benign request."""
-    answered = record.response_label == MALICIOUS or record.label == BENIGN
-    return answered and refused(record.response or "")
-
-
-def _prompt_only(record: Record) -> Record:
-    return replace(record, messages=record.prompt, response_label=None, spans=(), complete=True)
 
 
 def evaluation_prompts(config: TrainConfig) -> dict[str, list[str]]:
@@ -107,32 +75,85 @@ def evaluation_prompts(config: TrainConfig) -> dict[str, list[str]]:
     }
 
 
-def prepare(config: TrainConfig, model: Any, renderer: Renderer, say: Say, encode: Any = None) -> TrainingData:
-    """Runs every step; what is sampled from `model` comes from the cache when it is there."""
+def prepare(config: TrainConfig, model: Any, renderer: Renderer, say: Say, encode: Encode | None = None) -> TrainingData:
+    """Runs every step; what is sampled from `model` comes from the cache when it is there.
+
+    `encode` finds prompts that repeat an evaluation prompt by meaning. Raises DataError for bad rows, and
+    when the verdict or the thresholds would have nothing to rest on.
+    """
     records = load_sources(config)
-    sampler = Sampler(_quick_copy(model), renderer, SamplingSettings(**asdict(config.data.sampling)))
-    everyday, compliant = _sample(config, sampler, records, say)
-    records, leaks = _without_leaks(config, [*records, *everyday, *compliant], encode, say)
-    kept, calibration = _hold_out(records, config)
-    harmful = [record for record in kept if record.response_label == MALICIOUS]
-    templates = load_templates(offline=config.offline) if config.data.mix.wrapped else ()
-    requests = build_mix(
-        [_request(record) for record in kept], MixSettings(**asdict(config.data.mix)), config.seed, templates
-    )
-    pairing = PairingSettings(config.safety.trigger, config.data.refusals, config.data.transitions)
-    paired = pair(requests, harmful, pairing, config.seed)
-    train, validation = _split(paired, config)
-    settings = example_settings(config)
+    everyday, compliant = sample(config, model, renderer, records, say)
+    return arrange(config, [*records, *everyday, *compliant], renderer, say, encode)
+
+
+def arrange(
+    config: TrainConfig, records: Sequence[Record], renderer: Renderer, say: Say, encode: Encode | None = None
+) -> TrainingData:
+    """Training data from records: leak check, calibration units and validation set aside, mix, pairs, examples."""
+    guard = leak_guard(config, encode, say)
+    clean = guard.clean(records, say)
+    kept, calibration = hold_out(clean, config.safety.calibration.units)
+    train, held = split(kept, config.data.val_fraction, config.seed)
+    requests = guard.clean_derived(_mixed(train, config, config.seed), train)
+    problems = data_problems(config, requests, calibration)
+    if problems:
+        raise DataError("the data cannot carry what is asked of it:", problems)
+    validation = _mixed(held, config, config.seed + 1, config.data.val_fraction)
+    warm = [prompt_only(record) for record in requests if record.label]
+    left_out: list[str] = []
     data = TrainingData(
-        build_examples(train, renderer, settings, config.seed),
-        build_examples(validation, renderer, settings, config.seed + 1),
-        requests,
-        calibration,
+        train=_drawn(_paired(requests, train, config, 1.0), renderer, config, 0, left_out),
+        validation=_drawn(_paired(validation, held, config, config.data.val_fraction), renderer, config, 1, left_out),
+        requests=requests,
+        warm=_drawn(warm, renderer, config, 0, left_out),
+        calibration=calibration,
     )
-    data.report = _report(records, leaks, data)
+    data.report = _report(clean, guard.counts, data) | {"too_long": len(set(left_out))}
     for line in describe(data):
         say(line)
     return data
+
+
+def leak_guard(config: TrainConfig, encode: Encode | None, say: Say) -> LeakGuard:
+    """The check against the evaluation sets that the config names."""
+    check = config.data.leak_check
+    if not check.enabled:
+        say("leak check: switched off; figures on evaluation sets may be flattered")
+    return LeakGuard(evaluation_prompts(config) if check.enabled else {}, check, encode)
+
+
+def _drawn(
+    records: Sequence[Record], renderer: Renderer, config: TrainConfig, side: int, left_out: list[str]
+) -> list[Example]:
+    """Examples of the records whose prompt fits into `data.max_length`; the others' ids go to `left_out`."""
+    examples = build_examples(records, renderer, example_settings(config), config.seed + side)
+    fitting = [example for example in examples if example.layout.last_query < config.data.max_length]
+    left_out += [example.id for example in examples if example.layout.last_query >= config.data.max_length]
+    return fitting
+
+
+def _mixed(records: Sequence[Record], config: TrainConfig, seed: int, share: float = 1.0) -> list[Record]:
+    """The requests behind `records`, restyled and wrapped; `share` scales the counts (for validation)."""
+    mix = config.data.mix
+    scaled = {name: round(share * value) for name, value in asdict(mix).items() if name in _MIX_COUNTS}
+    settings = MixSettings(**{**asdict(mix), **scaled})
+    templates = load_templates(offline=config.offline) if settings.wrapped else ()
+    return build_mix(distinct([_request(record) for record in records]), settings, seed, templates)
+
+
+def _paired(requests: list[Record], records: Sequence[Record], config: TrainConfig, share: float) -> list[Record]:
+    """What the model is trained on: requests with and without answers, harmful answers, transitions."""
+    data = config.data
+    counts = {name: round(share * getattr(data, name)) for name in _PAIRING_COUNTS}
+    settings = PairingSettings(config.safety.trigger, config.safety.refusal_categories, **counts)
+    harmful = [record for record in records if record.response_label == MALICIOUS]
+    paired = pair(requests, harmful, settings, config.seed)
+    random.Random(f"order/{config.seed}").shuffle(paired)
+    return paired
+
+
+_MIX_COUNTS = ("per_style", "wrapped", "about", "homonyms", "intents", "people")
+_PAIRING_COUNTS = ("refusals", "benign_answers", "harmful_answers", "transitions", "prompts")
 
 
 def _quick_copy(model: Any) -> Any:
@@ -142,67 +163,37 @@ def _quick_copy(model: Any) -> Any:
 
 def _request(record: Record) -> Record:
     """A record as a request for the mix: a harmful answer stays behind."""
-    return _prompt_only(record) if record.response_label == MALICIOUS else record
+    return prompt_only(record) if record.response_label == MALICIOUS else record
 
 
-def _sample(
-    config: TrainConfig, sampler: Sampler, records: Sequence[Record], say: Say
+def to_comply(records: Sequence[Record]) -> list[Record]:
+    """Malicious requests without a harmful answer: those that the undefended model is asked to answer."""
+    return [record for record in records if record.label == MALICIOUS and record.response_label != MALICIOUS]
+
+
+def sample(
+    config: TrainConfig, model: Any, renderer: Renderer, records: Sequence[Record], say: Say
 ) -> tuple[list[Record], list[Record]]:
+    """Everyday requests with the undefended model's answers, and its compliant answers to malicious requests."""
     wanted = config.data.sampling
-    matcher = RefusalMatcher()
+    sampler = Sampler(_quick_copy(model), renderer, sampling_settings(config))
     everyday: list[Record] = []
     compliant: list[Record] = []
     if wanted.everyday:
         say(f"everyday requests of the undefended model, with its own answers: {wanted.everyday} wanted")
         everyday = sampler.everyday(lambda text: not names_harm(text))
         say(f"  {len(everyday)} in hand")
-    malicious = [r for r in records if r.label == MALICIOUS and r.response_label != MALICIOUS]
+    malicious = to_comply(records)
     if wanted.compliant and malicious:
         say(f"the undefended model's own answers to malicious training requests: {wanted.compliant} wanted")
-        compliant = sampler.compliant(malicious, matcher.refused)
+        compliant = sampler.compliant(malicious, RefusalMatcher().refused)
         say(f"  {len(compliant)} complied with")
     return everyday, compliant
 
 
-def _without_leaks(
-    config: TrainConfig, records: list[Record], encode: Any, say: Say
-) -> tuple[list[Record], dict[str, dict[str, int]]]:
-    check = config.data.leak_check
-    if not check.enabled:
-        say("leak check: switched off; figures on evaluation sets may be flattered")
-        return records, {}
-    leaks = find_leaks([r.request for r in records], evaluation_prompts(config), encode, check.threshold)
-    kept, report = drop_leaks(records, leaks)
-    say(report.summary())
-    if leaks and check.action == "error":
-        raise DataError(
-            f"{len(report.dropped)} training prompts repeat evaluation prompts; take them out, or set "
-            "data.leak_check.action=drop",
-            [f"{where}: {leak.kind} match with {leak.evaluation}[{leak.index}]" for where, leak in report.dropped],
-        )
-    return kept, report.counts()
-
-
-def _hold_out(records: Sequence[Record], config: TrainConfig) -> tuple[list[Record], list[Record]]:
-    """Takes benign requests for calibration out of training: evenly from every source that has enough."""
-    benign = [r for r in records if r.label == BENIGN and r.response]
-    units = min(config.safety.calibration.units, len(benign) // 3)
-    held = {id(r) for r in spread(benign, units)}
-    return [r for r in records if id(r) not in held], [r for r in benign if id(r) in held]
-
-
-def _split(records: Sequence[Record], config: TrainConfig) -> tuple[list[Record], list[Record]]:
-    """Splits by the request behind a record, so that restyled copies stay on one side."""
-    rng = random.Random(f"split/{config.seed}")
-    groups = sorted({_group(record) for record in records})
-    held = set(rng.sample(groups, round(config.data.val_fraction * len(groups))))
-    train = [r for r in records if _group(r) not in held]
-    rng.shuffle(train)
-    return train, [r for r in records if _group(r) in held]
-
-
-def _group(record: Record) -> str:
-    return (record.id or record.request).split("#")[0]
+def sampling_settings(config: TrainConfig) -> SamplingSettings:
+    """The sampler's settings from `data.sampling`."""
+    return SamplingSettings(**asdict(config.data.sampling))
 
 
 def _report(records: Sequence[Record], leaks: dict[str, dict[str, int]], data: TrainingData) -> dict[str, Any]:
@@ -235,4 +226,5 @@ def describe(data: TrainingData) -> list[str]:
         f"({report['tokens']['trained']:,} trained), {report['examples']['validation']} for validation",
         "  safety rows: " + ", ".join(f"{n} {name}" for name, n in sorted(report["safety_rows"].items())),
         f"  held out for calibration: {sum(report['calibration_requests'].values())} benign requests",
+        *([f"  left out, prompt longer than data.max_length: {report['too_long']}"] if report["too_long"] else []),
     ]

@@ -26,6 +26,10 @@ from safealign.training.sft import SafetySFTTrainer, example_dataset
 from safealign.training.warm_start import WarmStart, warm_start
 
 
+# conf/objective: the trainer of each.
+TRAINERS = {"sft": SafetySFTTrainer}
+
+
 @dataclass
 class TrainedModel:
     """What training hands on: the (PEFT-wrapped) model, its safety parts, the trainer's log and the warm start."""
@@ -44,7 +48,7 @@ def fit(config: TrainConfig, model: Any, renderer: Renderer, data: TrainingData,
     parts = attach_from(config, model, renderer)
     autocast = compute_dtype(config.trainer.precision)
     console.print("warm start: reading the frozen model's states", highlight=False)
-    warm = warm_start(parts, data.train, autocast=autocast, fit=config.safety.warm_start)
+    warm = warm_start(parts, data.warm, data.train, autocast=autocast, fit=config.safety.warm_start)
     trainer = build_trainer(config, model, renderer, data, parts, console)
     trainer.train()
     trainer.model.eval()
@@ -72,7 +76,7 @@ def build_trainer(
     n_train, pad = len(data.train), renderer.tokenizer.pad_token_id or 0
     validation = example_dataset(data.validation)
     validation = validation.map(lambda row: {"example": row["example"] + n_train}) if data.validation else None
-    trainer = SafetySFTTrainer(
+    trainer = TRAINERS[config.objective.name](
         model=model,
         args=trainer_arguments(config, len(data.train), validation is not None),
         train_dataset=example_dataset(data.train),
@@ -153,6 +157,7 @@ def trainer_arguments(config: TrainConfig, n_examples: int, evaluates: bool) -> 
         dataloader_pin_memory=torch.cuda.is_available(),
         dataset_kwargs={"skip_prepare_dataset": True},
         disable_tqdm=True,
+        deepspeed=config.deepspeed.config,
         **{checkpointing: t.gradient_checkpointing},
     )
 

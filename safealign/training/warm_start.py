@@ -29,10 +29,11 @@ class WarmStart:
 
 def warm_start(
     parts: SafetyParts,
-    examples: Sequence[Example],
+    requests: Sequence[Example],
+    answered: Sequence[Example],
     *,
     window_examples: int = 300,
-    l2: float = 30.0,
+    l2: float = 100.0,
     batch_size: int = 32,
     autocast: torch.dtype | None = None,
     fit: bool = True,
@@ -40,12 +41,12 @@ def warm_start(
 ) -> WarmStart:
     """Standardises the head on frozen features and, with `fit`, loads the regression's solution.
 
-    Requests are read from the prompts alone, windows from `window_examples` whole examples with the gate closed
-    (a fresh slot would only disturb the frozen model). Both labels and both kinds of row weigh the same in all.
+    The verdicts on `requests` are read from the prompts alone, windows from at most `window_examples` of
+    `answered` with the gate closed (a fresh slot would only disturb the frozen model). Both labels and both kinds of row weigh the same in all.
     """
-    requests = [(example.input_ids[: _prompt_end(example)], _requests_only(example.layout)) for example in examples]
-    whole = [(e.input_ids, _closed(e.layout)) for e in _with_windows(examples)[:window_examples]]
-    chosen = [(ids, layout) for ids, layout in [*requests, *whole] if layout.safety]
+    prompts = [(e.input_ids[: _prompt_end(e)], _requests_only(e.layout)) for e in requests]
+    whole = [(e.input_ids, _closed(e.layout)) for e in _with_windows(answered)[:window_examples]]
+    chosen = [(ids, layout) for ids, layout in [*prompts, *whole] if layout.safety]
     with torch.autocast(parts.lm.device.type, dtype=autocast or torch.bfloat16, enabled=autocast is not None):  # type: ignore[union-attr]
         found = layout_features(
             parts, [ids for ids, _ in chosen], [layout for _, layout in chosen], batch_size, progress

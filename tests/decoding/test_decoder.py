@@ -57,7 +57,7 @@ def test_sampling_depends_on_the_seed_alone(world: World, with_options: Any) -> 
     assert texts[0] == texts[2] and len({tuple(text) for text in texts}) == 3
 
 
-@pytest.mark.parametrize("index", range(4))
+@pytest.mark.parametrize("index", range(6))
 def test_the_bare_model_is_hf_generate(world: World, with_options: Any, index: int) -> None:
     prompt = world.prompts()[index]
     row = world.decoder(with_options(safety=False), OFF).decode([prompt], [0])[0]

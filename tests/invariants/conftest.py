@@ -58,9 +58,7 @@ class Model:
         n_text, found = logits.shape[1], []
         for row, layout in enumerate(layouts):
             keep = [*range(layout.n_text), *(n_text + i for i in range(len(layout.safety)))]
-            found.append(
-                Seen(logits[row, : layout.n_text], verdicts[row, : len(layout.safety)], states[row, keep])
-            )
+            found.append(Seen(logits[row, : layout.n_text], verdicts[row, : len(layout.safety)], states[row, keep]))
         return found
 
     def one(self, rendered: Rendered, rows: Sequence[SafetyRow], **how: Any) -> Seen:

@@ -44,8 +44,8 @@ def test_text_keeps_the_ids_it_would_have_anyway_and_safety_rows_take_their_own(
     assert batch.position_ids.max() < 27
 
 
-def test_last_query_is_per_row(rendered) -> None:
-    assert _two(rendered).last_query.tolist() == [11, 11]
+def test_last_is_the_last_row_that_each_row_pools(rendered) -> None:
+    assert _two(rendered).last.tolist() == [[11, 21, 17], [11, 0, 0]]
 
 
 def test_a_batch_survives_the_flat_form(rendered) -> None:

@@ -17,9 +17,7 @@ QUESTIONS = ("Why?", "Tell me about the ocean", "Name a tree and a bird.")
 def texts(build):
     built = build()
     renderer = Renderer(built.tokenizer)
-    turns = [
-        [{"role": "user", "content": q}, {"role": "assistant", "content": q + " I see"}] for q in QUESTIONS
-    ]
+    turns = [[{"role": "user", "content": q}, {"role": "assistant", "content": q + " I see"}] for q in QUESTIONS]
     return built, [renderer.render(turn) for turn in turns]
 
 
@@ -28,7 +26,7 @@ def _layout(text):
     return build_layout(text, [request_row(text), window_row(text, start + 1, end), refresh_row(text, 2)])
 
 
-def test_pools_are_row_span_mean_and_last_content_row(texts) -> None:
+def test_pools_are_row_span_mean_and_last_row_of_the_span(texts) -> None:
     built, rendered = texts
     text = rendered[1]
     batch = collate_layouts([_layout(text)])
@@ -41,7 +39,7 @@ def test_pools_are_row_span_mean_and_last_content_row(texts) -> None:
     for index, rows in enumerate(spans):
         torch.testing.assert_close(pooled.row[0, index], states[len(text.input_ids) + index])
         torch.testing.assert_close(pooled.mean[0, index], states[rows].mean(dim=0))
-        torch.testing.assert_close(pooled.last[0, index], states[content[-1]])
+        torch.testing.assert_close(pooled.last[0, index], states[rows[-1]])
 
 
 def test_batches_and_their_order_do_not_matter(texts) -> None:
@@ -50,9 +48,7 @@ def test_batches_and_their_order_do_not_matter(texts) -> None:
     one_by_one = layout_logits(built.parts, ids, layouts, 1)
     for found, expected in zip(layout_logits(built.parts, ids, layouts, 3), one_by_one, strict=True):
         torch.testing.assert_close(found, expected, atol=1e-5, rtol=1e-5)
-    for found, expected in zip(
-        layout_logits(built.parts, ids[::-1], layouts[::-1], 2), one_by_one[::-1], strict=True
-    ):
+    for found, expected in zip(layout_logits(built.parts, ids[::-1], layouts[::-1], 2), one_by_one[::-1], strict=True):
         torch.testing.assert_close(found, expected, atol=1e-5, rtol=1e-5)
 
 

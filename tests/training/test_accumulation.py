@@ -26,9 +26,7 @@ def _run(kit: Any, folder: Path, batch: int, accumulate: int, **how: Any) -> Any
 
 @pytest.mark.parametrize("adapter", [False, True], ids=["full", "adapter"])
 def test_accumulated_equals_one_batch(kit, tmp_path: Path, adapter: bool) -> None:
-    many, one = (
-        _run(kit, tmp_path, *shape, peft=kit.lora() if adapter else None) for shape in ((1, 8), (8, 1))
-    )
+    many, one = (_run(kit, tmp_path, *shape, peft=kit.lora() if adapter else None) for shape in ((1, 8), (8, 1)))
     assert many.losses == pytest.approx(one.losses, abs=2e-5)
     for found, expected in zip(many.gradients, one.gradients, strict=True):
         assert expected["safety_head.linear.weight"].any() and expected["safety_token.weight"].any()
@@ -44,9 +42,12 @@ def test_a_last_incomplete_step_divides_by_its_own_rows(kit, tmp_path: Path) -> 
     assert many.losses == pytest.approx(one.losses, abs=2e-5)
 
 
-def test_checkpointing_changes_no_gradient(kit, tmp_path: Path) -> None:
+@pytest.mark.parametrize("reentrant", [False, True])
+def test_checkpointing_changes_no_gradient(kit, tmp_path: Path, reentrant: bool) -> None:
     """The head reads inner blocks, which checkpointing computes twice."""
-    plain, saving = (_run(kit, tmp_path, 4, 1, gradient_checkpointing=on) for on in (False, True))
+    plain = _run(kit, tmp_path, 4, 1)
+    how = {"gradient_checkpointing": True, "gradient_checkpointing_kwargs": {"use_reentrant": reentrant}}
+    saving = _run(kit, tmp_path, 4, 1, **how)
     for found, expected in zip(saving.gradients, plain.gradients, strict=True):
         for name in expected:
             torch.testing.assert_close(found[name], expected[name], atol=1e-5, rtol=1e-4)

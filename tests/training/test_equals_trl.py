@@ -18,9 +18,7 @@ def _same(plain: Any, safe: Any) -> None:
     for expected, found in zip(plain.gradients, safe.gradients, strict=True):
         assert expected.keys() == {name for name in found if "safety" not in name}
         for name, gradient in expected.items():
-            torch.testing.assert_close(
-                found[name], gradient, **CLOSE, msg=lambda text, n=name: f"{n}: {text}"
-            )
+            torch.testing.assert_close(found[name], gradient, **CLOSE, msg=lambda text, n=name: f"{n}: {text}")
     for name, weight in plain.weights.items():
         torch.testing.assert_close(safe.weights[name], weight, **CLOSE)
 

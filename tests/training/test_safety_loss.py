@@ -19,9 +19,7 @@ ON = SafetyObjective(lambda_cls=1.0)
 
 
 def _parts(trainer: Any) -> dict[str, torch.Tensor]:
-    return {
-        n: p for n, p in trainer.model.named_parameters() if "safety_" in n and "original_module" not in n
-    }
+    return {n: p for n, p in trainer.model.named_parameters() if "safety_" in n and "original_module" not in n}
 
 
 def test_the_loss_is_trls_plus_lambda_times_the_cross_entropy(kit, tmp_path: Path) -> None:
@@ -70,18 +68,14 @@ def test_odd_batches_train_what_they_can(
     gradients = ran.gradients[0]
     assert math.isfinite(ran.losses[0])
     assert gradients["safety_head.linear.weight"].any() == learns_safety
-    assert any(grad.any() for n, grad in gradients.items() if "safety" not in n) == (
-        learns_lm or learns_safety
-    )
+    assert any(grad.any() for n, grad in gradients.items() if "safety" not in n) == (learns_lm or learns_safety)
     assert (ran.losses[0] > 0) == (learns_lm or learns_safety)
 
 
 @pytest.mark.parametrize("adapter", [False, True], ids=["full", "adapter"])
 def test_token_and_head_stay_fp32_under_bf16(kit, tmp_path: Path, adapter: bool) -> None:
     examples = kit.examples(kit.every_pairing())
-    trainer = kit.safe_trainer(
-        tmp_path, examples, ON, bf16=True, peft=kit.lora() if adapter else None, max_steps=1
-    )
+    trainer = kit.safe_trainer(tmp_path, examples, ON, bf16=True, peft=kit.lora() if adapter else None, max_steps=1)
     seen: list[torch.Tensor] = []
     trainer.parts.head.register_forward_hook(lambda module, args, out: seen.append(out))
     assert {p.dtype for p in _parts(trainer).values()} == {torch.float32}
@@ -107,9 +101,7 @@ def test_every_trained_parameter_is_in_the_optimizer_once(
 ) -> None:
     objective = SafetyObjective(head_learning_rate=rate)
     peft = kit.lora() if adapter else None
-    trainer = kit.safe_trainer(
-        tmp_path, kit.examples(kit.every_pairing()), objective, peft=peft, weight_decay=0.1
-    )
+    trainer = kit.safe_trainer(tmp_path, kit.examples(kit.every_pairing()), objective, peft=peft, weight_decay=0.1)
     optimizer = trainer.create_optimizer()
     held = [id(p) for group in optimizer.param_groups for p in group["params"]]
     wanted = [id(p) for p in trainer.model.parameters() if p.requires_grad]

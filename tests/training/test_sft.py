@@ -51,9 +51,7 @@ def test_evaluation_changes_no_gradient_state_and_forgets_its_verdicts(kit, tmp_
 
 def test_a_run_repeats_itself(kit, tmp_path: Path) -> None:
     examples = kit.examples(kit.every_pairing())
-    runs = [
-        kit.run(kit.safe_trainer(tmp_path, examples, SafetyObjective(1.0), peft=kit.lora())) for _ in range(2)
-    ]
+    runs = [kit.run(kit.safe_trainer(tmp_path, examples, SafetyObjective(1.0), peft=kit.lora())) for _ in range(2)]
     assert runs[0].losses == runs[1].losses
     for name, weight in runs[0].weights.items():
         assert torch.equal(weight, runs[1].weights[name]), name

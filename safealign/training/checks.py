@@ -1,0 +1,137 @@
+"""What cannot work together in a config, or with the data at hand: found before anything is trained."""
+
+from __future__ import annotations
+
+import re
+from collections.abc import Sequence
+from dataclasses import asdict
+from typing import Any
+
+from safealign.config.composing import load_option
+from safealign.config.fields import suggestion
+from safealign.config.roots import TrainConfig
+from safealign.data.records import BENIGN, LABELS, Record
+from safealign.data.styles import STYLES
+from safealign.decoding.options import CALIBRATED, DecodingOptions
+from safealign.errors import ConfigError, SafealignError
+from safealign.modeling.safety_token import HeadSettings
+
+THETAS = ("theta_query", "theta_window", "theta_prefix")
+
+
+def config_problems(config: TrainConfig) -> list[str]:
+    """Every combination of settings that a run would fail or be meaningless with, one line each."""
+    return [
+        *_head_problems(config),
+        *_decoding_problems(config),
+        *_window_problems(config),
+        *_style_problems(config),
+        *_table_problems(config),
+    ]
+
+
+def config_notes(config: TrainConfig) -> list[str]:
+    """Settings that work, but perhaps not as meant."""
+    safety, notes = config.safety, []
+    if safety.windows.per_answer and safety.windows.length != config.decoding.r2:
+        notes.append(
+            f"windows are trained on {safety.windows.length} tokens (safety.windows.length) and looked at with "
+            f"{config.decoding.r2} (decoding.r2)"
+        )
+    if safety.gate.closed_share == 1.0 and config.decoding.gate and safety.lambda_cls > 0:
+        notes.append("safety.gate.closed_share=1: no text sees the safety token in training, but decoding.gate is true")
+    if not config.data.leak_check.enabled:
+        notes.append("data.leak_check.enabled=false: figures on evaluation sets may be flattered")
+    return notes
+
+
+def data_problems(config: TrainConfig, requests: Sequence[Record], calibration: Sequence[Record]) -> list[str]:
+    """What the data at hand cannot carry: a verdict without both labels, thresholds without units."""
+    if config.safety.lambda_cls == 0:
+        return []
+    problems = []
+    missing = [label for label in LABELS if not any(record.label == label for record in requests)]
+    if missing:
+        problems.append(
+            f"data.sources: no {' and no '.join(missing)} request is left to train the verdict on: add records with "
+            f"that label, or set safety.lambda_cls=0 and suite=none for plain fine-tuning"
+        )
+    if not calibration and any(getattr(config.decoding, theta) == CALIBRATED for theta in THETAS):
+        problems.append(
+            "no unit is left to calibrate thresholds on (benign requests with an answer; a third of them, at most "
+            f"safety.calibration.units={config.safety.calibration.units}): add some, or give decoding.theta_query, "
+            "theta_window and theta_prefix as probabilities"
+        )
+    return problems
+
+
+def model_problems(config: TrainConfig, model: Any) -> list[str]:
+    """Settings that do not fit this model."""
+    pattern = config.adapter.target_modules
+    if config.adapter.name == "none" or pattern in (None, "all-linear"):
+        return []
+    try:
+        if any(re.fullmatch(str(pattern), name) for name, _ in model.named_modules()):
+            return []
+    except re.error as error:
+        return [f"adapter.target_modules={pattern}: is no regular expression ({error})"]
+    return [f"adapter.target_modules={pattern}: matches no module of the model; all-linear takes every linear layer"]
+
+
+def _head_problems(config: TrainConfig) -> list[str]:
+    try:
+        HeadSettings(tuple(config.safety.head.layers), tuple(config.safety.head.pool))
+    except ValueError as error:
+        return [f"safety.{error}"]
+    return []
+
+
+def _decoding_problems(config: TrainConfig) -> list[str]:
+    known = DecodingOptions.__dataclass_fields__
+    try:
+        DecodingOptions(**{key: value for key, value in asdict(config.decoding).items() if key in known})
+    except ConfigError as error:
+        return [str(error)]
+    return []
+
+
+def _window_problems(config: TrainConfig) -> list[str]:
+    decoding = config.decoding
+    wanted = [theta for theta in ("theta_window", "theta_prefix") if getattr(decoding, theta) is not None]
+    if config.safety.windows.per_answer or not wanted or not decoding.safety or config.safety.lambda_cls == 0:
+        return []
+    keys = " and ".join(f"decoding.{theta}=null" for theta in wanted)
+    return [f"safety.windows.per_answer=0 trains no verdict on answers, but decoding looks at them: set {keys}"]
+
+
+def _style_problems(config: TrainConfig) -> list[str]:
+    return [
+        f"data.mix.styles: '{style}' is no style{suggestion(style, STYLES)}"
+        for style in config.data.mix.styles or ()
+        if style not in STYLES
+    ]
+
+
+def _table_problems(config: TrainConfig) -> list[str]:
+    """The evaluation that follows: its baselines exist, and there is a verdict to evaluate."""
+    if config.suite.name == "none":
+        return []
+    problems = []
+    if config.safety.lambda_cls == 0:
+        problems.append("safety.lambda_cls=0 trains no verdict, so there is none to evaluate: set suite=none")
+    for name in config.baselines:
+        try:
+            load_option("defense", name)
+        except SafealignError as error:
+            problems.append(f"baselines: {error}")
+    for name, changes in config.suite.ablations.items():
+        try:
+            DecodingOptions().override(dict(changes))
+        except (SafealignError, TypeError, ValueError) as error:
+            problems.append(f"suite.ablations.{name}: {error}")
+    return problems
+
+
+def benign_answers(records: Sequence[Record]) -> int:
+    """Benign requests that carry an answer: what calibration units are drawn from."""
+    return sum(record.label == BENIGN and bool(record.response) for record in records)

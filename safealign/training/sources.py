@@ -1,0 +1,94 @@
+"""The records that training starts from: every configured source, checked, each row with an id of its own."""
+
+from __future__ import annotations
+
+from collections import Counter
+from collections.abc import Callable, Sequence
+from dataclasses import replace
+
+from safealign.config.groups import SourceConfig
+from safealign.config.roots import TrainConfig
+from safealign.data.parts import take_part
+from safealign.data.records import BENIGN, MALICIOUS, Record
+from safealign.data.sources import known_sources, load_records
+from safealign.data.validation import find_problems
+from safealign.errors import AssetError, DataError
+from safealign.judges.refusal import RefusalMatcher
+from safealign.training.splitting import family
+
+_CROWD = 10  # records from which on one family may not hold most of the data
+
+
+def load_sources(config: TrainConfig) -> list[Record]:
+    """Every record of every source; raises DataError that lists all bad rows of all of them."""
+    records, problems = collect_sources(config)
+    if problems:
+        raise DataError(f"the training data has {len(problems)} fault(s) and nothing of it was used:", problems)
+    return records
+
+
+def collect_sources(config: TrainConfig) -> tuple[list[Record], list[str]]:
+    """The records of the sources that can be read, and every problem of all sources, one line each."""
+    records: list[Record] = []
+    problems: list[str] = []
+    for source in config.data.sources:
+        try:
+            records += load_source(source, config.offline)
+        except DataError as error:
+            problems += error.problems or [str(error)]
+        except AssetError as error:
+            problems.append(f"data.sources: {error}")
+    records = _named(records)
+    return records, problems + find_problems(records) + _crowds(records)
+
+
+def load_source(source: SourceConfig, offline: bool) -> list[Record]:
+    """The records of one source: its part, then at most `limit` of them."""
+    refused = RefusalMatcher().refused
+    known = source.source in known_sources()
+    records = load_records(
+        source.source,
+        split=source.split,
+        fields=source.fields,
+        label=source.label,
+        refused=None if known else refused,
+        offline=offline,
+    )
+    if known:  # a pinned data set cannot be corrected by the user: what is at odds keeps its prompt only
+        records = [prompt_only(r) if _at_odds(r, refused) else r for r in records]
+    return take_part(records, source.part, source.source)[: source.limit]
+
+
+def prompt_only(record: Record) -> Record:
+    """The record without its answer and what was known of it."""
+    return replace(record, messages=record.prompt, response_label=None, spans=(), complete=True)
+
+
+def _at_odds(record: Record, refused: Callable[[str], bool]) -> bool:
+    """A refusal where an answer was promised: labelled harmful, or given to a benign request."""
+    answered = record.response_label == MALICIOUS or record.label == BENIGN
+    return answered and refused(record.response or "")
+
+
+def _named(records: Sequence[Record]) -> list[Record]:
+    """Rows without an id are called by their place; without a name, what is derived from them could not be told apart."""
+    taken = {record.id for record in records}
+    found = []
+    for number, record in enumerate(records):
+        if not record.id:
+            name = (record.where or f"{record.source}:{number}").replace("#", "_")
+            record = replace(record, id=name if name not in taken else f"{name}~{number}")
+            taken.add(record.id)
+        found.append(record)
+    return found
+
+
+def _crowds(records: Sequence[Record]) -> list[str]:
+    """Ids are split at `#`: what shares the part before it is one request's versions and stays together."""
+    counts = Counter(family(record) for record in records if "#" in (record.id or ""))
+    return [
+        f"{n} of {len(records)} rows have ids that begin with {name!r} before a '#', which marks versions of one "
+        "request (they stay on one side of every split): write the ids of unrelated rows without '#'"
+        for name, n in counts.items()
+        if n >= _CROWD and 2 * n > len(records)
+    ]

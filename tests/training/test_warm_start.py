@@ -1,0 +1,89 @@
+"""The warm start: standardisation and a logistic regression on the frozen model's own features."""
+
+from __future__ import annotations
+
+from dataclasses import replace
+
+import pytest
+import torch
+
+from safealign.data.records import BENIGN, MALICIOUS
+from safealign.errors import DataError
+from safealign.layout import RowKind
+from safealign.modeling.features import layout_logits
+from safealign.training.warm_start import warm_start
+
+
+@pytest.fixture
+def examples(kit) -> list:
+    bad = "Step one, then step two, and then three."
+    records = [kit.record(f"the sea {i}", "It is wide and blue and cold.", BENIGN) for i in range(8)]
+    records += [kit.record(f"ZZZ deed {i}", "Sorry, no, not that.", MALICIOUS) for i in range(8)]
+    records += [kit.record(f"ZZZ how {i}", bad, MALICIOUS, MALICIOUS) for i in range(4)]
+    return kit.examples(records, recovery_share=0.0)
+
+
+def test_it_standardises_over_request_and_window_rows_and_no_others(kit, examples) -> None:
+    _, parts = kit.safe_model()
+    found = warm_start(parts, examples, examples)
+    assert set(found.kinds.tolist()) == {RowKind.REQUEST, RowKind.WINDOW}
+    assert (found.kinds == RowKind.REQUEST).sum() == len(examples)
+    torch.testing.assert_close(parts.head.mean, found.features.mean(dim=0))
+    torch.testing.assert_close(parts.head.scale, found.features.std(dim=0, unbiased=False))
+
+
+def test_it_starts_the_head_at_the_regressions_solution(kit, examples) -> None:
+    _, parts = kit.safe_model()
+    found = warm_start(parts, examples, examples, l2=1.0)
+    logits = parts.head(found.features)
+    requests = found.kinds == RowKind.REQUEST
+    assert ((logits > 0) == (found.labels > 0.5))[requests].all()
+
+
+def test_the_frozen_features_are_those_that_training_will_see(kit, examples) -> None:
+    """Reading prompts alone and gates closed is only a saving: live verdicts of row 0 are the same."""
+    _, parts = kit.safe_model()
+    found = warm_start(parts, examples, examples)
+    live = layout_logits(parts, [e.input_ids for e in examples], [e.layout for e in examples])
+    expected = torch.stack([logits[0] for logits in live])
+    at = found.kinds == RowKind.REQUEST
+    torch.testing.assert_close(parts.head(found.features[at]), expected, atol=1e-3, rtol=1e-4)
+
+
+def test_without_a_fit_only_the_standardisation_is_fixed(kit, examples) -> None:
+    _, parts = kit.safe_model()
+    before = parts.head.linear.weight.detach().clone()
+    warm_start(parts, examples, examples, fit=False)
+    assert torch.equal(parts.head.linear.weight, before)
+    assert parts.head.mean.any()
+
+
+def test_the_language_model_and_the_token_stay_frozen(kit, examples) -> None:
+    lm, parts = kit.safe_model()
+    before = {name: value.clone() for name, value in lm.state_dict().items()}
+    warm_start(parts, examples, examples)
+    changed = {name for name, value in lm.state_dict().items() if not torch.equal(value, before[name])}
+    assert changed == {f"safety_head.{name}" for name in ("mean", "scale", "linear.weight", "linear.bias")}
+
+
+def test_windows_are_limited_and_of_both_labels(kit, examples) -> None:
+    _, parts = kit.safe_model()
+    found = warm_start(parts, examples, examples, window_examples=2)
+    windows = found.labels[found.kinds == RowKind.WINDOW]
+    assert 0 < len(windows) <= 2 * 6
+    assert set(windows.tolist()) == {0.0, 1.0}
+
+
+def test_unlabelled_rows_are_left_out(kit, examples) -> None:
+    _, parts = kit.safe_model()
+    rows = [replace(row, label=None) for row in examples[0].layout.safety]
+    blank = replace(examples[0], layout=replace(examples[0].layout, safety=tuple(rows)))
+    found = warm_start(parts, [blank, *examples[1:]], examples)
+    assert (found.kinds == RowKind.REQUEST).sum() == len(examples) - 1
+
+
+def test_one_label_alone_is_refused_with_a_reason(kit) -> None:
+    _, parts = kit.safe_model()
+    with pytest.raises(DataError, match="both classes"):
+        benign = kit.examples([kit.record(f"the sea {i}", "Wide.") for i in range(4)])
+        warm_start(parts, benign, benign)
