@@ -58,7 +58,7 @@ class Sampler:
     ) -> list[Record]:
         """The model's own answers to malicious requests, without those that `refused` recognises."""
         chosen = spread(requests, self.settings.compliant)
-        key = self._key("compliant", [record.request for record in chosen])
+        key = self._key("compliant", [list(map(list, record.prompt)) for record in chosen])
         return self._cached(key, lambda: self._sample_compliant(chosen, refused, progress))
 
     def answer(
@@ -140,7 +140,7 @@ class Sampler:
         text = self.renderer.tokenizer.decode(list(ids[:end]), skip_special_tokens=True)
         return text, end is not None
 
-    def _key(self, kind: str, texts: Iterable[str]) -> str:
+    def _key(self, kind: str, texts: Iterable[object]) -> str:
         settings = asdict(self.settings) | {"batch_size": None}
         content = [kind, weights_digest(self.model), self.renderer.tokenizer.chat_template, settings, list(texts)]
         return f"{kind}-{hashlib.sha256(json.dumps(content, sort_keys=True).encode()).hexdigest()[:24]}"

@@ -14,15 +14,18 @@ from safealign.config.roots import TrainConfig
 
 def main(config: TrainConfig) -> None:
     """Runs one training job as configured; everything it makes lies in `config.run_dir`."""
-    from safealign.training.pipeline import run
+    from safealign.training.evaluating import evaluate_built
+    from safealign.training.pipeline import build
 
     console = Console()
     started = time.monotonic()
-    export = run(config, console)
+    built = build(config, console)
+    evaluate_built(config, built, console, " ".join(["python -m safealign.train", *sys.argv[1:]]))
     minutes = (time.monotonic() - started) / 60
-    console.print(f"\n[bold]done[/] in {minutes:.1f} min. Export: {export}", highlight=False)
-    console.print(f"Report:  {Path(config.run_dir) / 'report' / 'summary.md'}", highlight=False)
-    console.print(f"Next:    python -m safealign.chat model={export}", highlight=False)
+    console.print(f"\n[bold]done[/] in {minutes:.1f} min. Export: {built.export}", highlight=False)
+    if config.suite.name != "none":
+        console.print(f"Report:  {Path(config.run_dir) / 'report' / 'summary.md'}", highlight=False)
+    console.print(f"Next:    python -m safealign.chat model={built.export}", highlight=False)
 
 
 if __name__ == "__main__":

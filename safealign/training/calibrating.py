@@ -39,7 +39,7 @@ def calibrate_model(
 
     `units`: benign requests that training did not see. `labelled`: logits and labels of request rows kept from
     both training and thresholds. θ_prefix is calibrated on the same answers, cut at random and handed back as
-    prefixes; it shares the windows' half of the budget.
+    prefixes: another distribution, with a budget of its own.
     """
     settings = config.safety.calibration
     say(f"calibration: answering {len(units)} benign requests with interventions off")
@@ -58,7 +58,7 @@ def calibrate_model(
     prefix = calibrate({"prefix": prefixed}, settings.budget, 1.0 - settings.error_probability)
     thresholds: dict[str, float | None] = {name: part.logit for name, part in found.thresholds.items()}
     thresholds["prefix"] = prefix.thresholds["prefix"].logit
-    temperature = fit_temperature(*labelled)
+    temperature = _temperature(*labelled, say)
     say(f"  {found.note}")
     card = found.to_dict() | {
         "prefix": prefix.to_dict(),
@@ -91,8 +91,16 @@ def _prefix_statistics(
 
 
 def _finite(value: float) -> float:
-    """A unit without any window cannot raise an alarm: far below every threshold."""
-    return value if math.isfinite(value) else -1e4
+    """A unit without any window cannot raise an alarm: far below every threshold. A nan stays one, to be refused."""
+    return -1e4 if value == -math.inf else value
+
+
+def _temperature(logits: torch.Tensor, labels: torch.Tensor, say: Say) -> float:
+    """The temperature that fits, or 1 where the validation requests lack a label."""
+    if len(labels.unique()) == 2:
+        return fit_temperature(logits, labels)
+    say("  probabilities keep temperature 1: the validation requests do not carry both labels")
+    return 1.0
 
 
 def _distribution(units: Sequence[Record]) -> str:
@@ -104,5 +112,7 @@ def _distribution(units: Sequence[Record]) -> str:
 
 
 def _reliability(logits: torch.Tensor, labels: torch.Tensor, temperature: float) -> dict[str, float]:
+    if not len(labels):
+        return {}
     p = torch.sigmoid(logits / temperature)
     return {"brier": brier(p, labels), "expected_calibration_error": expected_calibration_error(p, labels)}

@@ -2,22 +2,33 @@
 
 from __future__ import annotations
 
-from dataclasses import asdict
+from dataclasses import asdict, dataclass
+from functools import cached_property
 from pathlib import Path
+from typing import Any
 
 import torch
 from omegaconf import OmegaConf
+from omegaconf.errors import OmegaConfBaseException
 from rich.console import Console
+from yaml import YAMLError
 
-from safealign.config.composing import compose, load_option
+from safealign.config.composing import compose, load_option, to_yaml
 from safealign.config.groups import DefenseConfig
 from safealign.config.roots import EvaluateConfig, TrainConfig
+from safealign.data.rendering import Renderer
 from safealign.errors import ConfigError
 from safealign.evaluation.job import EvaluationJob, Evidence
 from safealign.evaluation.systems import OURS, System, ablations
+from safealign.files import write_text
 from safealign.model import SafeModel, load
+from safealign.modeling.attach import attach
+from safealign.modeling.checkpoint import MANIFEST_FILE
+from safealign.modeling.loading import load_base
+from safealign.modeling.safety_token import HeadSettings
 from safealign.reporting.summary import Summary
-from safealign.training.pipeline import evidence_of, load_model, prepare_data, run
+from safealign.training.pipeline import Built, build, load_model, prepare_data, weights_dtype
+from safealign.training.prepare import TrainingData
 
 
 def evaluate(config: EvaluateConfig, console: Console, command: str) -> Summary | None:
@@ -31,18 +42,95 @@ def evaluate(config: EvaluateConfig, console: Console, command: str) -> Summary 
     if config.threads:
         torch.set_num_threads(config.threads)
     export = Path(config.model.path)
-    trained = read_run_config(export.parent / "config.yaml")
+    trained = read_run_config(export.parent / "config.yaml", config.offline)
     model = load(export, dtype=config.model.dtype, attn=config.model.attn, offline=config.offline)
     ours = System(OURS, model, _changed_options(config))
-    baselines = [baseline(name, trained, export, console) for name in config.baselines]
-    evidence = _evidence(config, trained, console)
+    shelf = Shelf(trained, model, export, console)
+    title = f"{export.parent.name or export.name}: {config.suite.name} table"
+    return _report(config, ours, shelf, _evidence(config, shelf), title, command, Path(str(config.run_dir)))
+
+
+def evaluate_built(config: TrainConfig, built: Built, console: Console, command: str) -> Summary | None:
+    """The table that training ends with: the export, loaded from disk, beside the baselines; None for `suite=none`."""
+    if config.suite.name == "none":
+        return None
+    console.print(f"evaluation: {config.suite.name} suite", highlight=False)
+    dtype = "bf16" if weights_dtype(config) is torch.bfloat16 else "fp32"
+    model = load(built.export, dtype=dtype, attn=config.model.attn, offline=config.offline)
+    shelf = Shelf(config, model, built.export, console)
+    evidence = shelf.evidence(built.data)
+    return _report(config, System(OURS, model), shelf, evidence, config.name, command, Path(config.run_dir))
+
+
+@dataclass
+class Shelf:
+    """The systems that stand beside ours, made from the run that our export belongs to (None: not at hand)."""
+
+    run: TrainConfig | None
+    ours: SafeModel
+    export: Path
+    console: Console
+
+    def system(self, name: str) -> System:
+        """The system called `name` in conf/defense."""
+        defense: DefenseConfig = load_option("defense", name)
+        title = name.replace("_", " ")
+        if defense.kind == "base":
+            base, renderer = self.base
+            return System(title, SafeModel(base, renderer.tokenizer), {}, "the model before training")
+        if defense.kind == "none":
+            raise ConfigError(f"the defense {name} is no system of its own: take it out of baselines")
+        if self.run is None and not defense.export:
+            raise ConfigError(f"the baseline {name} needs {self.export.parent / 'config.yaml'}, which is not there")
+        folder = Path(defense.export) if defense.export else trained_baseline(defense, self.run, self.export, self.console)
+        return System(title, load(folder, dtype=self._dtype_name), {"safety": False}, "plain SFT")
+
+    @cached_property
+    def base(self) -> tuple[Any, Renderer]:
+        """The model before training, in the dtype that ours is measured in."""
+        if self.run is not None:
+            return load_model(self.run, self.ours.hf.dtype)
+        card = self.ours.card
+        name = card.training.get("base") if card is not None else None
+        if not name:
+            raise ConfigError(
+                f"{self.export} does not say which model it was trained from, and no config.yaml lies beside it: "
+                "set baselines=[]"
+            )
+        model, tokenizer = load_base(str(name), dtype=self.ours.hf.dtype)
+        return model.to(self.ours.hf.device), Renderer(tokenizer)
+
+    def evidence(self, data: TrainingData) -> Evidence:
+        """Training requests, calibration units and the frozen base model, for the head's baselines."""
+        assert self.run is not None
+        frozen = attach(self.base[0], HeadSettings((0.5,), ("last", "mean")))
+        settings = self.run.safety.calibration
+        confidence = 1.0 - settings.error_probability / 2
+        return Evidence(data.requests, data.calibration, frozen, settings.budget / 2, confidence)
+
+    @property
+    def _dtype_name(self) -> str:
+        return "bf16" if self.ours.hf.dtype is torch.bfloat16 else "fp32"
+
+
+def _report(
+    config: EvaluateConfig | TrainConfig,
+    ours: System,
+    shelf: Shelf,
+    evidence: Evidence | None,
+    title: str,
+    command: str,
+    run_dir: Path,
+) -> Summary:
+    baselines = [shelf.system(name) for name in config.baselines]
+    systems = [*baselines[:1], ours, *baselines[1:], *ablations(ours, config.suite.ablations)]
     job = EvaluationJob(
-        [*baselines[:1], ours, *baselines[1:], *ablations(ours, config.suite.ablations)],
+        systems,
         config.suite,
         config.attack,
-        Path(str(config.run_dir)) / "report",
-        console,
-        title=f"{export.parent.name}: {config.suite.name} table",
+        run_dir / "report",
+        shelf.console,
+        title=title,
         command=command,
         judge=config.judge.name,
         offline=config.offline,
@@ -51,39 +139,25 @@ def evaluate(config: EvaluateConfig, console: Console, command: str) -> Summary 
     return job.run()
 
 
-def baseline(name: str, trained: TrainConfig | None, export: Path, console: Console) -> System:
-    """The system called `name` in conf/defense."""
-    defense: DefenseConfig = load_option("defense", name)
-    if trained is None:
-        raise ConfigError(
-            f"the baseline {name} needs the run that {export} belongs to: its config.yaml is not beside the export"
-        )
-    title = name.replace("_", " ")
-    if defense.kind == "base":
-        base, renderer = load_model(trained)
-        return System(title, SafeModel(base, renderer.tokenizer), note="the model before training")
-    return System(title, load(trained_baseline(defense, trained, export, console)), {"safety": False}, "plain SFT")
-
-
-def trained_baseline(defense: DefenseConfig, trained: TrainConfig, export: Path, console: Console) -> Path:
+def trained_baseline(defense: DefenseConfig, trained: TrainConfig | None, export: Path, console: Console) -> Path:
     """The export of a baseline that has to be trained; made when it is missing."""
-    if defense.export:
-        return Path(defense.export)
+    assert trained is not None
     config = _with_changes(trained, defense.training)
     config.run_dir = str(export.parent / "baselines" / defense.name)
     made = Path(config.run_dir) / "export"
-    if (made / "manifest.json").exists():
+    if (made / MANIFEST_FILE).exists():
         return made
     console.print(f"training the baseline {defense.name} on the same data", highlight=False)
-    return run(config, console)
+    write_text(Path(config.run_dir) / "config.yaml", to_yaml(config))
+    return build(config, console).export
 
 
-def _evidence(config: EvaluateConfig, trained: TrainConfig | None, console: Console) -> Evidence | None:
-    if trained is None or not config.suite.prompts.everyday:
+def _evidence(config: EvaluateConfig, shelf: Shelf) -> Evidence | None:
+    if shelf.run is None or not config.suite.prompts.everyday:
         return None
-    console.print("rebuilding the training requests for the head's baselines (sampled texts come from the cache)")
-    model, renderer = load_model(trained)
-    return evidence_of(trained, prepare_data(trained, model, renderer, console))
+    shelf.console.print("rebuilding the training requests for the head's baselines (sampled texts come from the cache)")
+    model, renderer = load_model(shelf.run)
+    return shelf.evidence(prepare_data(shelf.run, model, renderer, shelf.console))
 
 
 def _changed_options(config: EvaluateConfig) -> dict[str, object]:
@@ -92,13 +166,21 @@ def _changed_options(config: EvaluateConfig) -> dict[str, object]:
     return {key: value for key, value in asdict(config.decoding).items() if standard[key] != value}
 
 
-def read_run_config(path: Path) -> TrainConfig | None:
-    """The resolved config that a run wrote; None when there is none."""
+def read_run_config(path: Path, offline: bool = False) -> TrainConfig | None:
+    """The resolved config that a run wrote, `offline` if either is; None when there is none.
+
+    Raises ConfigError for one that this version cannot read.
+    """
     if not path.is_file():
         return None
-    merged = OmegaConf.merge(OmegaConf.structured(TrainConfig), OmegaConf.load(path))
-    config = OmegaConf.to_object(merged)
+    try:
+        merged = OmegaConf.merge(OmegaConf.structured(TrainConfig), OmegaConf.load(path))
+        config = OmegaConf.to_object(merged)
+    except (OmegaConfBaseException, YAMLError) as error:
+        first = str(error).strip().splitlines()[0]
+        raise ConfigError(f"{path} was not written by this version ({first}): train the run again") from error
     assert isinstance(config, TrainConfig)
+    config.offline = config.offline or offline
     return config
 
 

@@ -42,7 +42,7 @@ class LeakGuard:
             raise DataError(
                 f"{len(report.dropped)} training prompts repeat evaluation prompts; take them out, or set "
                 "data.leak_check.action=drop",
-                [f"{where}: {leak.kind} match with {leak.evaluation}, row {leak.row + 1}" for where, leak in report.dropped],
+                [f"{row}: {leak.kind} match with {leak.evaluation}, row {leak.row + 1}" for row, leak in report.dropped],
             )
         return kept
 

@@ -1,8 +1,9 @@
-"""The main job from config to report: data → warm start → training → calibration → export → table."""
+"""The main job from config to export: data → warm start → training → calibration → export."""
 
 from __future__ import annotations
 
-from dataclasses import asdict
+from collections.abc import Callable, Sequence
+from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any
 
@@ -10,82 +11,60 @@ import torch
 from rich.console import Console
 
 from safealign.assets import asset_note, registry
+from safealign.config.composing import refuse
 from safealign.config.roots import TrainConfig
 from safealign.data.rendering import Renderer
 from safealign.decoding.options import DecodingOptions
-from safealign.errors import ConfigError
-from safealign.evaluation.job import EvaluationJob, Evidence
-from safealign.evaluation.systems import OURS, UNDEFENDED, System, ablations
+from safealign.errors import CheckpointError, ConfigError
 from safealign.judges.encoder import SentenceEncoder
-from safealign.layout import RowKind
-from safealign.model import SafeModel, load
-from safealign.modeling.attach import attach
+from safealign.model import Conversation, SafeModel, load
 from safealign.modeling.checkpoint import SafetyCard
 from safealign.modeling.exporting import export_model
+from safealign.modeling.features import layout_logits
 from safealign.modeling.loading import TINY_NAME, load_base
 from safealign.modeling.safety_token import HeadSettings
 from safealign.training.calibrating import CalibrationResult, calibrate_model
+from safealign.training.checks import config_problems, model_problems
 from safealign.training.prepare import TrainingData, prepare
 from safealign.training.run import TrainedModel, fit, require_examples
 
 
-def run(config: TrainConfig, console: Console) -> Path:
-    """Runs every stage; returns the export folder."""
+@dataclass
+class Built:
+    """What training leaves behind: the export on disk and the data it came from."""
+
+    export: Path
+    data: TrainingData
+
+
+def build(config: TrainConfig, console: Console) -> Built:
+    """Runs every stage up to the export. Raises ConfigError for settings that cannot work together."""
+    refuse(config_problems(config))
     if config.trainer.threads:
         torch.set_num_threads(config.trainer.threads)
     torch.manual_seed(config.seed)
     announce(config, console)
     model, renderer = load_model(config)
+    refuse(model_problems(config, model))
     data = prepare_data(config, model, renderer, console)
     require_examples(data)
     trained = fit(config, model, renderer, data, console)
     console.print(f"trained in {trained.seconds / 60:.1f} min", highlight=False)
+    live = SafeModel(trained.model, renderer.tokenizer, trained.parts, _card(config, data, None))
     calibration = None
-    if config.safety.lambda_cls > 0:
-        live = SafeModel(trained.model, renderer.tokenizer, trained.parts, _card(config, data, None))
-        verdicts = _request_verdicts(trained, data)
-        calibration = calibrate_model(live, data.calibration, verdicts, config, _sayer(console))
+    if config.safety.lambda_cls > 0 and data.calibration:
+        calibration = calibrate_model(live, data.calibration, _request_verdicts(trained, data), config, sayer(console))
     export = write_export(config, trained, renderer, _card(config, data, calibration))
+    verify_export(config, live, export, [record.prompt for record in [*data.calibration, *data.requests][:4]])
     console.print(f"exported and verified: {export}", highlight=False)
-    if config.suite.name != "none":
-        evaluate_run(config, export, data, console)
-    return export
-
-
-def evaluate_run(config: TrainConfig, export: Path, data: TrainingData, console: Console) -> None:
-    """The quick table: the export, loaded from disk, beside the untouched model."""
-    console.print(f"evaluation: {config.suite.name} suite", highlight=False)
-    base, renderer = load_model(config)
-    undefended = SafeModel(base, renderer.tokenizer)
-    ours = System(OURS, load(export))
-    systems = [System(UNDEFENDED, undefended), ours, *ablations(ours, config.suite.ablations)]
-    job = EvaluationJob(
-        systems,
-        config.suite,
-        config.attack,
-        Path(config.run_dir) / "report",
-        console,
-        title=f"{config.name}: undefended beside safealign",
-        command=f"python -m safealign.train +recipe={config.name}",
-        judge=config.judge.name,
-        offline=config.offline,
-        evidence=evidence_of(config, data),
-    )
-    job.run()
-
-
-def evidence_of(config: TrainConfig, data: TrainingData) -> Evidence:
-    """Training requests, calibration units and a fresh copy of the base model for the head's baselines."""
-    base, _ = load_model(config)
-    frozen = attach(base, HeadSettings((0.5,), ("last", "mean")))
-    settings = config.safety.calibration
-    return Evidence(data.requests, data.calibration, frozen, settings.budget / 2, 1.0 - settings.error_probability / 2)
+    return Built(export, data)
 
 
 def prepare_data(config: TrainConfig, model: Any, renderer: Renderer, console: Console) -> TrainingData:
     """The run's data; near-duplicates of evaluation prompts are found by meaning as well."""
-    encode = SentenceEncoder(offline=config.offline).encode if config.data.leak_check.enabled else None
-    return prepare(config, model, renderer, _sayer(console), encode)
+    checked = config.data.leak_check.enabled and config.data.evaluation
+    encode = SentenceEncoder(offline=config.offline).encode if checked else None
+    return prepare(config, model, renderer, sayer(console), encode)
 
 
 def announce(config: TrainConfig, console: Console) -> None:
@@ -98,15 +77,27 @@ def announce(config: TrainConfig, console: Console) -> None:
         console.print(f"  model: {note['origin']} ({note['licence']})", highlight=False)
 
 
-def load_model(config: TrainConfig) -> tuple[Any, Renderer]:
-    """The base model in fp32 (autocast decides what is computed in bf16) and its renderer."""
+def load_model(config: TrainConfig, dtype: torch.dtype | None = None) -> tuple[Any, Renderer]:
+    """The base model and its renderer; `dtype` None takes that of `model.dtype`."""
     model, tokenizer = load_base(
         base_name(config),
+        dtype=dtype or weights_dtype(config),
         attn=config.model.attn,
         chat_template=config.model.chat_template,
         offline=config.offline,
     )
     return model.to("cuda" if torch.cuda.is_available() else "cpu"), Renderer(tokenizer)
+
+
+def weights_dtype(config: TrainConfig) -> torch.dtype:
+    """dtype of the loaded weights: bf16 if asked for, or (`auto`) for frozen ones on a GPU that has it; else fp32.
+
+    Weights that are trained themselves (`adapter=none`) stay in fp32; autocast decides what is computed in bf16.
+    """
+    frozen = config.adapter.name != "none"
+    on_gpu = torch.cuda.is_available() and torch.cuda.is_bf16_supported()
+    wanted = config.model.dtype == "bf16" or (config.model.dtype == "auto" and on_gpu)
+    return torch.bfloat16 if frozen and wanted else torch.float32
 
 
 def base_name(config: TrainConfig) -> str:
@@ -117,14 +108,25 @@ def base_name(config: TrainConfig) -> str:
 
 
 def write_export(config: TrainConfig, trained: TrainedModel, renderer: Renderer, card: SafetyCard) -> Path:
-    """Writes the last checkpoint (the adapter, or all weights without one) and `export/`, and loads the export."""
+    """Writes the last checkpoint (the adapter, or all weights without one) and `export/`."""
     run = Path(config.run_dir)
     common = (trained.model, renderer.tokenizer, trained.parts, card)
     name = base_name(config)
     export_model(run / "checkpoints" / f"step-{trained.steps}", *common, merge=False, base_name=name)
-    export = export_model(run / "export", *common, merge=True, base_name=name)
-    load(export, offline=config.offline)
-    return export
+    return export_model(run / "export", *common, merge=True, base_name=name)
+
+
+def verify_export(config: TrainConfig, live: SafeModel, export: Path, prompts: Sequence[Conversation]) -> None:
+    """Loads the export and compares its verdicts with the live model's; raises CheckpointError if they differ."""
+    dtype = "bf16" if weights_dtype(config) is torch.bfloat16 else "fp32"
+    loaded = load(export, dtype=dtype, attn=config.model.attn, offline=config.offline)
+    pairs = zip(live.score_batch(prompts), loaded.score_batch(prompts), strict=True)
+    apart = max((abs(one - other) for one, other in pairs), default=0.0)
+    if not apart <= (0.1 if dtype == "bf16" else 1e-3):
+        raise CheckpointError(
+            f"{export} judges requests otherwise than the model in memory (probabilities up to {apart:.3f} apart): "
+            "do not use it; export the run again with python -m safealign.export"
+        )
 
 
 def decoding_options(config: TrainConfig) -> dict[str, Any]:
@@ -147,20 +149,18 @@ def _card(config: TrainConfig, data: TrainingData, calibration: CalibrationResul
         decoding=options,
         thresholds=calibration.thresholds if calibration else {},
         calibration=calibration.card if calibration else {},
-        training=data.report | {"base": config.model.path, "recipe": config.name, "seed": config.seed},
+        training=data.report | {"base": base_name(config), "recipe": config.name, "seed": config.seed},
     )
 
 
 def _request_verdicts(trained: TrainedModel, data: TrainingData) -> tuple[torch.Tensor, torch.Tensor]:
     """Logits and labels of the validation requests: kept from training and from the thresholds."""
-    from safealign.modeling.features import layout_logits
-
     examples = [e for e in data.validation if e.layout.safety[0].label is not None]
     found = layout_logits(trained.parts, [e.input_ids for e in examples], [e.layout for e in examples])
-    logits = torch.stack([values[0] for values in found])
-    assert all(e.layout.safety[0].kind is RowKind.REQUEST for e in examples)
+    logits = torch.tensor([float(values[0]) for values in found])
     return logits, torch.tensor([e.layout.safety[0].label for e in examples])
 
 
-def _sayer(console: Console) -> Any:
+def sayer(console: Console) -> Callable[[str], None]:
+    """Prints one line of plain text."""
     return lambda text: console.print(text, highlight=False)

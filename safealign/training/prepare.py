@@ -26,6 +26,7 @@ from safealign.modeling.precision import has_fast_bf16
 from safealign.sampling import Sampler, SamplingSettings
 from safealign.training.checks import data_problems
 from safealign.training.examples import Example, ExampleSettings, build_examples
+from safealign.training.guarding import guarded
 from safealign.training.leaking import Encode, LeakGuard
 from safealign.training.sources import load_sources, prompt_only
 from safealign.training.splitting import distinct, hold_out, split
@@ -75,7 +76,9 @@ def evaluation_prompts(config: TrainConfig) -> dict[str, list[str]]:
     }
 
 
-def prepare(config: TrainConfig, model: Any, renderer: Renderer, say: Say, encode: Encode | None = None) -> TrainingData:
+def prepare(
+    config: TrainConfig, model: Any, renderer: Renderer, say: Say, encode: Encode | None = None
+) -> TrainingData:
     """Runs every step; what is sampled from `model` comes from the cache when it is there.
 
     `encode` finds prompts that repeat an evaluation prompt by meaning. Raises DataError for bad rows, and
@@ -83,6 +86,7 @@ def prepare(config: TrainConfig, model: Any, renderer: Renderer, say: Say, encod
     """
     records = load_sources(config)
     everyday, compliant = sample(config, model, renderer, records, say)
+    everyday = guarded(everyday, records, encode, say)
     return arrange(config, [*records, *everyday, *compliant], renderer, say, encode)
 
 

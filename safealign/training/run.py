@@ -25,19 +25,21 @@ from safealign.training.safety_loss import SafetyObjective
 from safealign.training.sft import SafetySFTTrainer, example_dataset
 from safealign.training.warm_start import WarmStart, warm_start
 
-
 # conf/objective: the trainer of each.
 TRAINERS = {"sft": SafetySFTTrainer}
 
 
 @dataclass
 class TrainedModel:
-    """What training hands on: the (PEFT-wrapped) model, its safety parts, the trainer's log and the warm start."""
+    """What training hands on: the (PEFT-wrapped) model, its safety parts, the trainer's log and the warm start.
+
+    `warm` is None when no request has a label.
+    """
 
     model: Any
     parts: SafetyParts
     history: list[dict[str, float]]
-    warm: WarmStart
+    warm: WarmStart | None
     steps: int
     seconds: float
 
@@ -47,8 +49,11 @@ def fit(config: TrainConfig, model: Any, renderer: Renderer, data: TrainingData,
     started = time.monotonic()
     parts = attach_from(config, model, renderer)
     autocast = compute_dtype(config.trainer.precision)
-    console.print("warm start: reading the frozen model's states", highlight=False)
-    warm = warm_start(parts, data.warm, data.train, autocast=autocast, fit=config.safety.warm_start)
+    warm = None
+    if data.warm:
+        console.print("warm start: reading the frozen model's states", highlight=False)
+        warm = warm_start(parts, data.warm, data.train, autocast=autocast, fit=config.safety.warm_start)
+    torch.manual_seed(config.seed)  # the adapter's first weights must not depend on what was sampled before
     trainer = build_trainer(config, model, renderer, data, parts, console)
     trainer.train()
     trainer.model.eval()

@@ -71,7 +71,7 @@ def _at_odds(record: Record, refused: Callable[[str], bool]) -> bool:
 
 
 def _named(records: Sequence[Record]) -> list[Record]:
-    """Rows without an id are called by their place; without a name, what is derived from them could not be told apart."""
+    """Rows without an id are called by their place, or what is derived from them could not be told apart."""
     taken = {record.id for record in records}
     found = []
     for number, record in enumerate(records):

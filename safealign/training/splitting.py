@@ -1,4 +1,4 @@
-"""Who stays together and who is kept from training: calibration units and validation, by the request behind a record."""
+"""Who stays together and who is kept from training: calibration units and validation, by the request behind."""
 
 from __future__ import annotations
 

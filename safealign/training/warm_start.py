@@ -42,7 +42,8 @@ def warm_start(
     """Standardises the head on frozen features and, with `fit`, loads the regression's solution.
 
     The verdicts on `requests` are read from the prompts alone, windows from at most `window_examples` of
-    `answered` with the gate closed (a fresh slot would only disturb the frozen model). Both labels and both kinds of row weigh the same in all.
+    `answered` with the gate closed (a fresh slot would only disturb the frozen model). Both labels and both kinds
+    of row weigh the same in all.
     """
     prompts = [(e.input_ids[: _prompt_end(e)], _requests_only(e.layout)) for e in requests]
     whole = [(e.input_ids, _closed(e.layout)) for e in _with_windows(answered)[:window_examples]]

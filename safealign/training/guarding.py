@@ -1,0 +1,32 @@
+"""An independent guard over sampled everyday requests, so that none of them teaches or calibrates harm as benign."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Sequence
+
+import torch
+
+from safealign.data.records import BENIGN, MALICIOUS, Record
+from safealign.judges.linear import LogisticProbe
+
+_L2 = 100.0
+
+
+def guarded(
+    sampled: Sequence[Record],
+    sources: Sequence[Record],
+    encode: Callable[[list[str]], torch.Tensor] | None,
+    say: Callable[[str], None],
+) -> list[Record]:
+    """The sampled records that a logistic regression on sentence embeddings of `sources` finds harmless.
+
+    Without an encoder or without both labels among the sources nothing is left out.
+    """
+    known = [record for record in sources if record.label in (BENIGN, MALICIOUS)]
+    if encode is None or not sampled or len({record.label for record in known}) < 2:
+        return list(sampled)
+    labels = torch.tensor([float(record.label == MALICIOUS) for record in known])
+    guard = LogisticProbe().fit(encode([record.request for record in known]), labels, l2=_L2)
+    suspicious = (guard.decision(encode([record.request for record in sampled])) > 0).tolist()
+    say(f"  {sum(suspicious)} of them left out: an independent guard does not find them harmless")
+    return [record for record, bad in zip(sampled, suspicious, strict=True) if not bad]
