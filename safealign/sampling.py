@@ -13,7 +13,7 @@ import os
 from collections.abc import Callable, Iterable, Sequence
 from dataclasses import asdict, dataclass
 from pathlib import Path
-from typing import Any
+from typing import Any, TypeVar
 
 from safealign.assets import cache_dir
 from safealign.data.records import BENIGN, MALICIOUS, Message, Record
@@ -24,6 +24,7 @@ from safealign.layout import Rendered, Span
 from safealign.modeling.loading import weights_digest
 
 Progress = Callable[[int], None]
+T = TypeVar("T")
 _MIN_WORDS, _MAX_WORDS = 3, 60
 
 
@@ -121,7 +122,8 @@ class Sampler:
         self, prompts: Sequence[Rendered], max_new_tokens: int, seed: int | None, progress: Progress | None
     ) -> list[tuple[str, bool]]:
         """`(text, complete)` of each prompt, in order; greedy without a `seed`."""
-        drawn = {} if seed is None else {"temperature": self.settings.temperature, "top_k": self.settings.top_k}
+        sampled = {"temperature": self.settings.temperature, "top_k": self.settings.top_k}
+        drawn: dict[str, Any] = {} if seed is None else sampled
         options = DecodingOptions(safety=False, max_new_tokens=max_new_tokens, **drawn)
         decoder = Decoder(CachedEngine(self.model, None), options, encoder=self.renderer, eos_ids=self.renderer.eos_ids)
         first = 0 if seed is None else seed
@@ -169,7 +171,7 @@ def read_cache(path: Path) -> list[Record]:
     raise DataError(f"{path} is torn: delete it, and it will be sampled again")
 
 
-def spread(records: Sequence[Record], n: int) -> list[Record]:
+def spread(records: Sequence[T], n: int) -> list[T]:
     """At most n records, evenly spaced, so that every source and kind keeps its share."""
     if n >= len(records):
         return list(records)

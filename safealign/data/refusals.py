@@ -12,7 +12,7 @@ from safealign.data.records import Record
 _CATEGORIES: tuple[tuple[str, str, str], ...] = (
     ("child_safety", r"child|minor\b|underage|teenager|pedo", "the safety of children"),
     ("self_harm", r"suicid|self.?harm|anorexi|eating disorder|starv|cutting", "self-harm"),
-    ("weapons", r"bomb|explosiv|weapon|gun\b|firearm|grenade|ammuniti|detonat|missile|nuclear", "weapons or explosives"),
+    ("weapons", r"bomb|explosiv|weapon|gun\b|firearm|grenade|ammunit|detonat|missile|nuclear", "weapons or explosives"),
     (
         "chemical",
         r"drug|meth|cocaine|heroin|poison|chemical|toxi|nerve agent|virus\b.*(?:release|spread)|patho|anthrax|bio",
@@ -24,12 +24,12 @@ _CATEGORIES: tuple[tuple[str, str, str], ...] = (
         "hacking or computer crime",
     ),
     ("fraud", r"fraud|scam|counterfeit|launder|forge|fake|tax|insider|ponzi|embezzl|credit card|brib", "fraud"),
-    ("theft", r"steal|theft|rob\b|robb|burgl|shoplift|smuggl|piracy|pirate|black market|traffick", "theft or smuggling"),
+    ("theft", r"steal|theft|rob\b|robb|burgl|shoplift|smuggl|piracy|pirate|black market|traffick", "theft, smuggling"),
     ("privacy", r"stalk|track|spy|surveil|privacy|personal information|identity|blackmail|dox", "invading privacy"),
-    ("hate", r"racis|hate|hatred|discriminat|slur|sexis|antisemit|homophob|bully|harass|humiliat|insult", "hate or harassment"),
+    ("hate", r"racis|hate|hatred|discriminat|slur|sexis|antisemit|homophob|bully|harass|insult", "hate or harassment"),
     ("sexual", r"sexual|porn|nude|erotic|rape|revenge", "sexual harm"),
     ("violence", r"kill|murder|violen|attack|assault|kidnap|tortur|terror|harm|hurt|threat|riot", "violence"),
-    ("misinformation", r"misinform|disinform|propaganda|conspirac|fake news|election|vaccin|hoax|deni", "misinformation"),
+    ("misinformation", r"misinform|disinform|propaganda|conspirac|fake news|election|vaccin|hoax", "misinformation"),
 )
 _FALLBACK = ("other_harm", "something that could seriously harm people")
 

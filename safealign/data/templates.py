@@ -27,4 +27,4 @@ def _value(path: Path) -> str:
         content = yaml.safe_load(path.read_text(encoding="utf-8"))
         return str(content["value"])
     except (yaml.YAMLError, KeyError, TypeError) as error:
-        raise DataError(f"{path} is no jailbreak template: it needs a `value` with {{{{ prompt }}}} ({error})") from error
+        raise DataError(f"{path} is no jailbreak template: it needs `value` with {{{{ prompt }}}} ({error})") from error

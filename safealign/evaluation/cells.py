@@ -11,6 +11,7 @@ import time
 from collections.abc import Callable, Sequence
 from dataclasses import asdict, dataclass
 from pathlib import Path
+from typing import Any
 
 from safealign.data.records import Message, Record
 from safealign.evaluation.attacks import Attack
@@ -134,5 +135,6 @@ def _read(path: Path | None, key: str) -> Cell | None:
         return None
     if content.get("key") != key:
         return None
-    fields = {name: tuple(value) if isinstance(value, list) else value for name, value in content["cell"].items()}
+    cell = content["cell"].items()
+    fields: dict[str, Any] = {name: tuple(value) if isinstance(value, list) else value for name, value in cell}
     return Cell(**fields)

@@ -19,8 +19,8 @@ class SafetyBatch:
     """Tensors of a batch of layouts; T text rows, S safety rows.
 
     `mask` float `[B, 1, T+S, T+S]`; `position_ids` `[B, T+S]`; `valid` bool `[B, S]`; `pool` float `[B, S, T]`
-    (rows sum to 1: the weights of the span mean); `last` `[B, S]` (the last row each pools); `labels` float `[B, S]` with -100 where
-    there is none; `kinds` `[B, S]` (`RowKind`, -1 where padded).
+    (rows sum to 1: the weights of the span mean); `last` `[B, S]` (the last row each pools);
+    `labels` float `[B, S]` with -100 where there is none; `kinds` `[B, S]` (`RowKind`, -1 where padded).
     """
 
     mask: torch.Tensor

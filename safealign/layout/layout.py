@@ -127,7 +127,8 @@ def build_layout(
     if gate:
         for version, start in zip(versions, starts, strict=True):
             if start < safety[version].ready:
-                raise ValueError(f"text row {start} cannot see a version that depends on the later row {safety[version].ready}")
+                later = safety[version].ready
+                raise ValueError(f"text row {start} cannot see a version that depends on the later row {later}")
             for row in range(max(start, rendered.query_end), n_text):
                 sees[row] = version
     last_query = max((span.end - 1 for span in rendered.content if span.length), default=0)

@@ -176,10 +176,11 @@ def attach(lm: nn.Module, settings: HeadSettings, init: str = "mean", role_ids: 
     hidden = embedding.shape[1]
     decoder: nn.Module = lm.get_decoder()  # type: ignore[operator]
     if not hasattr(lm, TOKEN_NAME):
-        lm.add_module(TOKEN_NAME, SafetyToken(hidden).to(embedding.device))
+        token = SafetyToken(hidden).to(embedding.device)
+        lm.add_module(TOKEN_NAME, token)
         lm.add_module(HEAD_NAME, SafetyHead(settings.width(len(_decoder_layers(decoder)), hidden)).to(embedding.device))
         with torch.no_grad():
-            lm.get_submodule(TOKEN_NAME).weight.copy_(_initial_vector(embedding, init, role_ids))  # type: ignore[operator, union-attr]
+            token.weight.copy_(_initial_vector(embedding, init, role_ids))
     return SafetyParts(lm, settings)
 
 

@@ -56,7 +56,7 @@ def _by_name(name: str, dtype: torch.dtype, attn: str, offline: bool | None) -> 
     """A model by name; `tiny_random[:architecture[:seed]]` is made in code."""
     first, *rest = name.split(":")
     if first == TINY_NAME:
-        model = tiny_model(rest[0] if rest else "llama", int(rest[1]) if len(rest) > 1 else 0)
+        model: Any = tiny_model(rest[0] if rest else "llama", int(rest[1]) if len(rest) > 1 else 0)
         model.config._attn_implementation = attn
         return model.to(dtype), tiny_tokenizer()
     return load_folder(model_path(name, offline=offline), dtype, attn)
@@ -65,7 +65,9 @@ def _by_name(name: str, dtype: torch.dtype, attn: str, offline: bool | None) -> 
 def load_folder(path: Path | str, dtype: torch.dtype, attn: str = "sdpa") -> tuple[Any, Any]:
     """`(causal LM, tokenizer)` from a folder or hub id, in eval mode."""
     from transformers import AutoModelForCausalLM, AutoTokenizer
+    from transformers.utils import logging
 
+    logging.disable_progress_bar()  # weights load in a second; bars would bury what the command says
     model = AutoModelForCausalLM.from_pretrained(path, dtype=dtype, attn_implementation=attn)
     return model.eval(), AutoTokenizer.from_pretrained(path)
 

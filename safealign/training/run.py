@@ -22,7 +22,7 @@ from safealign.training.callbacks.progress import ProgressLine
 from safealign.training.collator import SafetyCollator
 from safealign.training.prepare import TrainingData
 from safealign.training.safety_loss import SafetyObjective
-from safealign.training.sft import SafetySFTTrainer, example_dataset
+from safealign.training.sft import LENGTH_KEY, SafetySFTTrainer, example_dataset
 from safealign.training.warm_start import WarmStart, warm_start
 
 # conf/objective: the trainer of each.
@@ -56,9 +56,10 @@ def fit(config: TrainConfig, model: Any, renderer: Renderer, data: TrainingData,
     torch.manual_seed(config.seed)  # the adapter's first weights must not depend on what was sampled before
     trainer = build_trainer(config, model, renderer, data, parts, console)
     trainer.train()
-    trainer.model.eval()
+    trained: Any = trainer.model
+    trained.eval()
     seconds = time.monotonic() - started
-    return TrainedModel(trainer.model, parts, trainer.state.log_history, warm, trainer.state.global_step, seconds)
+    return TrainedModel(trained, parts, trainer.state.log_history, warm, trainer.state.global_step, seconds)
 
 
 def attach_from(config: TrainConfig, model: Any, renderer: Renderer) -> SafetyParts:
@@ -133,9 +134,9 @@ def trainer_arguments(config: TrainConfig, n_examples: int, evaluates: bool) -> 
     dtype = compute_dtype(t.precision)
     steps = planned_steps(config, n_examples)
     eval_steps = max(1, round(t.eval_steps * steps)) if t.eval_steps < 1 else int(t.eval_steps)
-    checkpointing = "activation_checkpointing"
-    if checkpointing not in inspect.signature(SFTConfig).parameters:
-        checkpointing = "gradient_checkpointing"
+    # Its name changed from one release of transformers to the next.
+    new = "activation_checkpointing" in inspect.signature(SFTConfig).parameters
+    checkpointing: dict[str, Any] = {("activation" if new else "gradient") + "_checkpointing": t.gradient_checkpointing}
     return SFTConfig(
         output_dir=str(Path(config.run_dir) / "checkpoints"),
         per_device_train_batch_size=t.batch_size,
@@ -151,6 +152,7 @@ def trainer_arguments(config: TrainConfig, n_examples: int, evaluates: bool) -> 
         logging_steps=t.logging_steps,
         eval_strategy="steps" if evaluates else "no",
         eval_steps=eval_steps,
+        eval_on_start=evaluates,
         save_strategy="no",
         report_to=_reporters(config),
         run_name=config.name,
@@ -162,8 +164,11 @@ def trainer_arguments(config: TrainConfig, n_examples: int, evaluates: bool) -> 
         dataloader_pin_memory=torch.cuda.is_available(),
         dataset_kwargs={"skip_prepare_dataset": True},
         disable_tqdm=True,
+        # Prompts alone are a fifth as long as answers: batches of one length compute half the padding.
+        train_sampling_strategy="group_by_length",
+        length_column_name=LENGTH_KEY,
         deepspeed=config.deepspeed.config,
-        **{checkpointing: t.gradient_checkpointing},
+        **checkpointing,
     )
 
 

@@ -12,7 +12,7 @@ from typing import Any
 import torch
 
 from safealign.layout.collate import SafetyBatch
-from safealign.modeling.attach import HEAD_NAME, TOKEN_NAME, Capture, SafetyParts
+from safealign.modeling.attach import HEAD_NAME, Capture, SafetyParts
 from safealign.modeling.features import batch_logits, plan_for
 from safealign.objectives.safety_bce import safety_bce
 from safealign.training.examples import IGNORED
@@ -22,7 +22,7 @@ SAFETY_COLUMNS = ("example",)
 
 @dataclass(frozen=True)
 class SafetyObjective:
-    """Weight and shape of the safety loss; `head_learning_rate` applies to safety token and head."""
+    """Weight and shape of the safety loss; `head_learning_rate` applies to the safety head alone."""
 
     lambda_cls: float = 0.1
     pos_weight: float | None = None
@@ -82,7 +82,7 @@ class SafetyLossMixin:
 
     def _set_signature_columns_if_needed(self) -> None:
         super()._set_signature_columns_if_needed()  # type: ignore[misc]
-        columns: list[str] = self._signature_columns  # type: ignore[attr-defined, has-type]
+        columns: list[str] = self._signature_columns  # type: ignore[has-type]
         self._signature_columns = [*columns, *(c for c in SAFETY_COLUMNS if c not in columns)]
 
     def get_batch_samples(self, *args: Any, **kwargs: Any) -> Any:
@@ -123,13 +123,13 @@ class SafetyLossMixin:
         return self.objective.lambda_cls * step
 
     def create_optimizer(self, *args: Any, **kwargs: Any) -> Any:
-        """TRL's optimizer with safety token and head in a group of their own, at their own learning rate."""
+        """TRL's optimizer with the safety head in a group of its own, at its own learning rate."""
         optimizer = super().create_optimizer(*args, **kwargs)  # type: ignore[misc]
         rate = self.objective.head_learning_rate
         if rate is None:
             return optimizer
         model = self.model  # type: ignore[attr-defined]
-        own = {id(p) for name, p in model.named_parameters() if TOKEN_NAME in name or HEAD_NAME in name}
+        own = {id(p) for name, p in model.named_parameters() if HEAD_NAME in name}
         moved = [p for group in optimizer.param_groups for p in group["params"] if id(p) in own]
         for group in optimizer.param_groups:
             group["params"] = [p for p in group["params"] if id(p) not in own]

@@ -12,6 +12,8 @@ from safealign.training.examples import Example
 from safealign.training.safety_loss import SafetyLossMixin
 from safealign.training.verdict_metrics import verdict_metrics
 
+LENGTH_KEY = "length"
+
 
 class SafetySFTTrainer(SafetyLossMixin, SFTTrainer):  # type: ignore[misc]
     """SFTTrainer whose evaluation also reports how well the safety rows judge."""
@@ -35,6 +37,7 @@ def example_dataset(examples: list[Example]) -> Dataset:
         {
             "input_ids": [list(example.input_ids) for example in examples],
             "labels": [list(example.labels) for example in examples],
+            LENGTH_KEY: [example.n_tokens for example in examples],
             EXAMPLE_KEY: list(range(len(examples))),
         }
     )

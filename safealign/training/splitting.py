@@ -39,7 +39,8 @@ def hold_out(records: Sequence[Record], units: int) -> tuple[list[Record], list[
     for name, record in zip(names, records, strict=True):
         if record.label == BENIGN and record.response:
             candidates.setdefault(name, record)
-    chosen = spread(list(candidates), min(units, len(candidates) // 3))
+    wanted = min(units, len(candidates) // 3)
+    chosen = [name for name, _ in spread(list(candidates.items()), wanted)]
     held = set(chosen)
     kept = [record for name, record in zip(names, records, strict=True) if name not in held]
     return kept, [candidates[name] for name in chosen]

@@ -48,7 +48,8 @@ def warm_start(
     prompts = [(e.input_ids[: _prompt_end(e)], _requests_only(e.layout)) for e in requests]
     whole = [(e.input_ids, _closed(e.layout)) for e in _with_windows(answered)[:window_examples]]
     chosen = [(ids, layout) for ids, layout in [*prompts, *whole] if layout.safety]
-    with torch.autocast(parts.lm.device.type, dtype=autocast or torch.bfloat16, enabled=autocast is not None):  # type: ignore[union-attr]
+    device = str(parts.head.mean.device.type)
+    with torch.autocast(device, dtype=autocast or torch.bfloat16, enabled=autocast is not None):
         found = layout_features(
             parts, [ids for ids, _ in chosen], [layout for _, layout in chosen], batch_size, progress
         )

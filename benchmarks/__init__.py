@@ -1,0 +1,1 @@
+"""Side-by-side runs behind the figures in the docs."""
