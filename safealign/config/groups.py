@@ -84,6 +84,7 @@ class DataConfig:
     name: str
     path: str | None
     sources: list[SourceConfig]
+    calibration: list[SourceConfig]
     evaluation: list[str]
     leak_check: LeakCheckConfig
     mix: MixConfig
@@ -174,6 +175,7 @@ class CalibrationConfig:
     """safety.calibration: thresholds with a bound on false refusals."""
 
     units: int = at_least(0)
+    answered: int = at_least(0)
     budget: float = between(0, 1)
     error_probability: float = between(0, 1)
     max_new_tokens: int = at_least(1)

@@ -15,8 +15,10 @@ from safealign.decoding.trace import Recording
 from safealign.evaluation.metrics.calibration import calibrate
 from safealign.evaluation.metrics.reliability import brier, expected_calibration_error, fit_temperature
 from safealign.model import SafeModel
+from safealign.sampling import spread
 
 Say = Callable[[str], None]
+_BATCH = 96
 
 
 @dataclass
@@ -37,18 +39,24 @@ def calibrate_model(
 ) -> CalibrationResult:
     """Records every unit and sets θ_query, θ_window and θ_prefix; fits the temperature on `labelled`.
 
-    `units`: benign requests that training did not see. `labelled`: logits and labels of request rows kept from
+    `units`: benign requests that training did not see; the request's verdict needs no answer, so θ_query rests on
+    all of them and θ_window on those that are answered. `labelled`: logits and labels of request rows kept from
     both training and thresholds. θ_prefix is calibrated on the same answers, cut at random and handed back as
     prefixes: another distribution, with a budget of its own.
     """
     settings = config.safety.calibration
-    say(f"calibration: answering {len(units)} benign requests with interventions off")
-    prompts = [record.prompt for record in units]
-    recordings = model.record_batch(prompts, max_new_tokens=settings.max_new_tokens, seed=config.seed)
+    answered = spread(units, settings.answered)
+    say(
+        f"calibration: judging {len(units)} benign requests and answering {len(answered)} of them, interventions off"
+    )
+    prompts = [record.prompt for record in answered]
+    recordings = model.record_batch(
+        prompts, batch_size=_BATCH, max_new_tokens=settings.max_new_tokens, seed=config.seed
+    )
     prefixed = _prefix_statistics(model, prompts, recordings, config)
     found = calibrate(
         {
-            "query": [recording.request for recording in recordings],
+            "query": model.score_logits([record.prompt for record in units]),
             "window": [_finite(recording.window_statistic) for recording in recordings],
         },
         settings.budget,
@@ -66,6 +74,7 @@ def calibrate_model(
         "schedule": model.options.schedule,
         "tau": model.options.tau,
         "max_new_tokens": settings.max_new_tokens,
+        "answered": len(answered),
         "temperature": temperature,
         "temperature_rows": len(labelled[0]),
         "reliability": _reliability(*labelled, temperature),
@@ -86,7 +95,7 @@ def _prefix_statistics(
         kept = int(torch.randint(1, len(words) + 1, (1,), generator=generator))
         prefix = " ".join(words[:kept]).strip() or "Yes"
         cut.append((*prompt, Message("assistant", prefix)))
-    scanned = model.record_batch(cut, max_new_tokens=1, schedule="first")
+    scanned = model.record_batch(cut, batch_size=_BATCH, max_new_tokens=1, schedule="first")
     return [_finite(recording.prefix_statistic) for recording in scanned]
 
 

@@ -82,7 +82,8 @@ class Shelf:
             raise ConfigError(f"the defense {name} is no system of its own: take it out of baselines")
         if self.run is None and not defense.export:
             raise ConfigError(f"the baseline {name} needs {self.export.parent / 'config.yaml'}, which is not there")
-        folder = Path(defense.export) if defense.export else trained_baseline(defense, self.run, self.export, self.console)
+        made = None if defense.export else trained_baseline(defense, self.run, self.export, self.console)
+        folder = made or Path(str(defense.export))
         return System(title, load(folder, dtype=self._dtype_name), {"safety": False}, "plain SFT")
 
     @cached_property

@@ -10,6 +10,8 @@ from safealign.data.records import BENIGN, MALICIOUS, Record
 from safealign.judges.linear import LogisticProbe
 
 _L2 = 100.0
+# Nine in ten: at even odds four of five that it rejects are ordinary requests, and calibration must see those.
+_SUSPICIOUS = 2.2
 
 
 def guarded(
@@ -27,6 +29,6 @@ def guarded(
         return list(sampled)
     labels = torch.tensor([float(record.label == MALICIOUS) for record in known])
     guard = LogisticProbe().fit(encode([record.request for record in known]), labels, l2=_L2)
-    suspicious = (guard.decision(encode([record.request for record in sampled])) > 0).tolist()
+    suspicious = (guard.decision(encode([record.request for record in sampled])) > _SUSPICIOUS).tolist()
     say(f"  {sum(suspicious)} of them left out: an independent guard does not find them harmless")
     return [record for record, bad in zip(sampled, suspicious, strict=True) if not bad]

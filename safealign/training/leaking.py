@@ -38,11 +38,12 @@ class LeakGuard:
         self._note(report)
         if say is not None:
             say(report.summary())
-        if report.dropped and self.check.action == "error":
+        dropped = report.dropped
+        if dropped and self.check.action == "error":
             raise DataError(
-                f"{len(report.dropped)} training prompts repeat evaluation prompts; take them out, or set "
+                f"{len(dropped)} training prompts repeat evaluation prompts; take them out, or set "
                 "data.leak_check.action=drop",
-                [f"{row}: {leak.kind} match with {leak.evaluation}, row {leak.row + 1}" for row, leak in report.dropped],
+                [f"{row}: {leak.kind} match with {leak.evaluation}, row {leak.row + 1}" for row, leak in dropped],
             )
         return kept
 

@@ -28,7 +28,7 @@ from safealign.training.checks import data_problems
 from safealign.training.examples import Example, ExampleSettings, build_examples
 from safealign.training.guarding import guarded
 from safealign.training.leaking import Encode, LeakGuard
-from safealign.training.sources import load_sources, prompt_only
+from safealign.training.sources import calibration_only, load_sources, prompt_only
 from safealign.training.splitting import distinct, hold_out, split
 
 Say = Callable[[str], None]
@@ -97,6 +97,7 @@ def arrange(
     guard = leak_guard(config, encode, say)
     clean = guard.clean(records, say)
     kept, calibration = hold_out(clean, config.safety.calibration.units)
+    calibration += guard.clean(calibration_only(config))
     train, held = split(kept, config.data.val_fraction, config.seed)
     requests = guard.clean_derived(_mixed(train, config, config.seed), train)
     problems = data_problems(config, requests, calibration)

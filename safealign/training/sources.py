@@ -19,6 +19,9 @@ from safealign.training.splitting import family
 _CROWD = 10  # records from which on one family may not hold most of the data
 
 
+_CALIBRATION_CHARACTERS = 600
+
+
 def load_sources(config: TrainConfig) -> list[Record]:
     """Every record of every source; raises DataError that lists all bad rows of all of them."""
     records, problems = collect_sources(config)
@@ -40,6 +43,12 @@ def collect_sources(config: TrainConfig) -> tuple[list[Record], list[str]]:
             problems.append(f"data.sources: {error}")
     records = _named(records)
     return records, problems + find_problems(records) + _crowds(records)
+
+
+def calibration_only(config: TrainConfig) -> list[Record]:
+    """Benign requests of `data.calibration`, without answers; those that carry whole documents are left out."""
+    records = [prompt_only(r) for source in config.data.calibration for r in load_source(source, config.offline)]
+    return [r for r in records if r.label == BENIGN and len(r.request) <= _CALIBRATION_CHARACTERS]
 
 
 def load_source(source: SourceConfig, offline: bool) -> list[Record]:

@@ -8,7 +8,17 @@ import torch
 from safealign.data.rendering import Renderer
 from safealign.layout import build_layout, refresh_row, request_row, window_row
 from safealign.layout.collate import collate_layouts
-from safealign.modeling.features import layout_features, layout_logits, pad_ids, plan_for, pool_states
+from safealign.modeling.attach import attach
+from safealign.modeling.features import (
+    batch_logits,
+    layout_features,
+    layout_logits,
+    pad_ids,
+    plan_for,
+    pool_states,
+)
+from safealign.modeling.safety_token import HeadSettings
+from safealign.modeling.tiny import tiny_model, tiny_tokenizer
 
 QUESTIONS = ("Why?", "Tell me about the ocean", "Name a tree and a bird.")
 
@@ -62,6 +72,24 @@ def test_logits_are_the_heads_of_the_features(texts) -> None:
     for found, expected in zip(features, logits, strict=True):
         torch.testing.assert_close(built.parts.head(found), expected)
         assert not expected.requires_grad
+
+
+def test_a_shallow_head_stops_early_and_says_the_same() -> None:
+    """Blocks above the head's deepest one are not run; the model itself is whole again afterwards."""
+    lm, renderer = tiny_model(), Renderer(tiny_tokenizer())
+    parts = attach(lm, HeadSettings((0.25, 0.5), ("row", "mean", "last")))
+    torch.nn.init.normal_(parts.head.linear.weight)
+    text = renderer.render([{"role": "user", "content": QUESTIONS[1]}, {"role": "assistant", "content": "It is wide"}])
+    ran: list[int] = []
+    for depth, layer in enumerate(parts.layers, 1):
+        layer.register_forward_hook(lambda *_, depth=depth: ran.append(depth))
+    (found,) = layout_logits(parts, [text.input_ids], [_layout(text)])
+    assert ran == [1] or ran == [1, 2]
+    with torch.no_grad(), parts.armed(plan_for(collate_layouts([_layout(text)]))) as capture:
+        logits = lm(input_ids=torch.tensor([text.input_ids]), use_cache=False).logits
+    expected = batch_logits(parts, capture, collate_layouts([_layout(text)]))[0]
+    assert ran[-4:] == [1, 2, 3, 4] and logits.shape[1] == len(text.input_ids)
+    torch.testing.assert_close(found, expected)
 
 
 def test_ids_are_padded_on_the_right() -> None:
