@@ -27,6 +27,7 @@ from safealign.modeling.checkpoint import MANIFEST_FILE
 from safealign.modeling.loading import load_base
 from safealign.modeling.safety_token import HeadSettings
 from safealign.reporting.summary import Summary
+from safealign.training.cards import add_results
 from safealign.training.pipeline import Built, build, load_model, prepare_data, weights_dtype
 from safealign.training.prepare import TrainingData
 
@@ -137,7 +138,10 @@ def _report(
         offline=config.offline,
         evidence=evidence,
     )
-    return job.run()
+    summary = job.run()
+    if ours.model.card is not None and (shelf.export / MANIFEST_FILE).is_file():
+        add_results(shelf.export, ours.model.card, summary)
+    return summary
 
 
 def trained_baseline(defense: DefenseConfig, trained: TrainConfig | None, export: Path, console: Console) -> Path:

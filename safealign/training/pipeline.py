@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Callable, Sequence
 from dataclasses import asdict, dataclass
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -24,6 +25,7 @@ from safealign.modeling.features import layout_logits
 from safealign.modeling.loading import TINY_NAME, load_base
 from safealign.modeling.safety_token import HeadSettings
 from safealign.training.calibrating import CalibrationResult, calibrate_model
+from safealign.training.cards import write_card
 from safealign.training.checks import config_problems, model_problems
 from safealign.training.prepare import TrainingData, prepare
 from safealign.training.run import TrainedModel, fit, require_examples
@@ -115,7 +117,8 @@ def write_export(config: TrainConfig, trained: TrainedModel, renderer: Renderer,
     common = (trained.model, renderer.tokenizer, trained.parts, card)
     name = base_name(config)
     export_model(run / "checkpoints" / f"step-{trained.steps}", *common, merge=False, base_name=name)
-    return export_model(run / "export", *common, merge=True, base_name=name)
+    extras = partial(write_card, card=card)
+    return export_model(run / "export", *common, merge=True, base_name=name, extras=extras)
 
 
 def verify_export(config: TrainConfig, live: SafeModel, export: Path, prompts: Sequence[Conversation]) -> None:

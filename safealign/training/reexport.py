@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import re
+from functools import partial
 from pathlib import Path
 
 from safealign.config.roots import ExportConfig
@@ -11,6 +12,7 @@ from safealign.model import load
 from safealign.modeling.checkpoint import MANIFEST_FILE
 from safealign.modeling.exporting import export_model
 from safealign.modeling.loading import load_export
+from safealign.training.cards import write_card
 
 
 def reexport(config: ExportConfig) -> Path:
@@ -28,6 +30,7 @@ def reexport(config: ExportConfig) -> Path:
         loaded.card,
         merge=config.merge,
         base_name=str(loaded.base_name),
+        extras=partial(write_card, card=loaded.card),
     )
     load(export, offline=config.offline)
     return export

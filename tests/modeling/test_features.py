@@ -84,7 +84,7 @@ def test_a_shallow_head_stops_early_and_says_the_same() -> None:
     for depth, layer in enumerate(parts.layers, 1):
         layer.register_forward_hook(lambda *_, depth=depth: ran.append(depth))
     (found,) = layout_logits(parts, [text.input_ids], [_layout(text)])
-    assert ran == [1] or ran == [1, 2]
+    assert set(ran) <= {1, 2}
     with torch.no_grad(), parts.armed(plan_for(collate_layouts([_layout(text)]))) as capture:
         logits = lm(input_ids=torch.tensor([text.input_ids]), use_cache=False).logits
     expected = batch_logits(parts, capture, collate_layouts([_layout(text)]))[0]
