@@ -8,14 +8,18 @@ model is given its template up to the user's header and samples what a user woul
 from __future__ import annotations
 
 import hashlib
+import importlib
 import json
 import os
+import sys
 from collections.abc import Callable, Iterable, Sequence
 from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any, TypeVar
 
 from safealign.assets import cache_dir
+from safealign.commands import run_command
+from safealign.config.roots import TrainConfig
 from safealign.data.records import BENIGN, MALICIOUS, Message, Record
 from safealign.data.rendering import Renderer
 from safealign.decoding import CachedEngine, Decoder, DecodingOptions, Prompt
@@ -43,11 +47,23 @@ class SamplingSettings:
 
 
 class Sampler:
-    """Samples from one undefended model, batched; results are kept in the cache under a content hash."""
+    """Samples from one undefended model, batched; results are kept in the cache under a content hash.
 
-    def __init__(self, model: Any, renderer: Renderer, settings: SamplingSettings, folder: Path | None = None) -> None:
+    `only_cached`: what is not in the cache yet comes back empty instead of being sampled.
+    """
+
+    def __init__(
+        self,
+        model: Any,
+        renderer: Renderer,
+        settings: SamplingSettings,
+        folder: Path | None = None,
+        *,
+        only_cached: bool = False,
+    ) -> None:
         self.model, self.renderer, self.settings = model, renderer, settings
         self.folder = folder or cache_dir() / "sampled"
+        self.only_cached = only_cached
 
     def everyday(self, harmless: Callable[[str], bool], progress: Progress | None = None) -> list[Record]:
         """Everyday requests that pass `harmless`, de-duplicated, each with the model's own greedy answer."""
@@ -151,6 +167,8 @@ class Sampler:
         path = self.folder / f"{key}.jsonl"
         if path.exists():
             return read_cache(path)
+        if self.only_cached:
+            return []
         records = make()
         self.folder.mkdir(parents=True, exist_ok=True)
         temporary = path.with_suffix(f".{os.getpid()}.tmp")
@@ -180,3 +198,14 @@ def spread(records: Sequence[T], n: int) -> list[T]:
 
 def _is_request(text: str) -> bool:
     return _MIN_WORDS <= len(text.split()) <= _MAX_WORDS
+
+
+def main(config: TrainConfig) -> None:
+    """Fills the cache with what the recipe's data asks for; prints counts and the place, never a text."""
+    # The command stands above this room: what it calls is looked up when it runs.
+    fill = importlib.import_module("safealign.training.sampling_job").fill_cache
+    fill(config)
+
+
+if __name__ == "__main__":
+    sys.exit(run_command(main, record=False))

@@ -177,11 +177,15 @@ def to_comply(records: Sequence[Record]) -> list[Record]:
 
 
 def sample(
-    config: TrainConfig, model: Any, renderer: Renderer, records: Sequence[Record], say: Say
+    config: TrainConfig, model: Any, renderer: Renderer, records: Sequence[Record], say: Say, only_cached: bool = False
 ) -> tuple[list[Record], list[Record]]:
-    """Everyday requests with the undefended model's answers, and its compliant answers to malicious requests."""
+    """Everyday requests with the undefended model's answers, and its compliant answers to malicious requests.
+
+    `only_cached`: what is not in the cache yet is left out rather than sampled.
+    """
     wanted = config.data.sampling
-    sampler = Sampler(_quick_copy(model), renderer, sampling_settings(config))
+    writer = model if only_cached else _quick_copy(model)
+    sampler = Sampler(writer, renderer, sampling_settings(config), only_cached=only_cached)
     everyday: list[Record] = []
     compliant: list[Record] = []
     if wanted.everyday:
