@@ -21,6 +21,7 @@ from safealign.files import write_text
 from safealign.judges.harm_answer import attack_succeeded
 from safealign.judges.refusal import RefusalMatcher
 from safealign.model import Output
+from safealign.modeling.loading import weights_digest
 
 Progress = Callable[[int], None]
 # conf/judge: did the attack succeed?
@@ -77,7 +78,7 @@ def measure(
     """
     conversations = [attack.apply(record.prompt) for record in prompts]
     path = folder / f"{system.key}--{name}.json" if folder is not None else None
-    key = _digest(system, conversations, max_new_tokens)
+    key = _digest(system, conversations, max_new_tokens, judge)
     found = _read(path, key) if keep is None else None
     if found is not None:
         return found
@@ -120,9 +121,14 @@ def _judge(
     )
 
 
-def _digest(system: System, conversations: Sequence[Sequence[Message]], max_new_tokens: int) -> str:
+def _digest(
+    system: System, conversations: Sequence[Sequence[Message]], max_new_tokens: int, judge: str
+) -> str:
+    """What a kept cell must agree in to be used again."""
     card = system.model.card.to_dict() if system.model.card is not None else None
-    content = [system.name, dict(system.options), card, max_new_tokens, conversations]
+    # Two models can carry the same card, and a bare one carries none: the weights tell them apart.
+    weights = weights_digest(system.model.hf)
+    content = [system.name, dict(system.options), card, weights, judge, max_new_tokens, conversations]
     return hashlib.sha256(json.dumps(content, sort_keys=True, default=str).encode()).hexdigest()
 
 
@@ -131,10 +137,10 @@ def _read(path: Path | None, key: str) -> Cell | None:
         return None
     try:
         content = json.loads(path.read_text(encoding="utf-8"))
-    except ValueError:
+        if content["key"] != key:
+            return None
+        cell = content["cell"].items()
+        fields: dict[str, Any] = {name: tuple(value) if isinstance(value, list) else value for name, value in cell}
+        return Cell(**fields)
+    except (ValueError, TypeError, KeyError, AttributeError):  # torn, or written by another version
         return None
-    if content.get("key") != key:
-        return None
-    cell = content["cell"].items()
-    fields: dict[str, Any] = {name: tuple(value) if isinstance(value, list) else value for name, value in cell}
-    return Cell(**fields)

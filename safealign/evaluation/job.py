@@ -127,6 +127,9 @@ class EvaluationJob:
         undefended, ours = self.systems[0], self.systems[1]
         answered = result.cells[undefended.name, "direct"].succeeded
         hosts = prompts.benign
+        if not hosts:
+            summary.notes.append("The windows' table needs benign prompts; this suite has none.")
+            return
         harmful = [
             (hosts[i % len(hosts)], list(out.tokens))
             for i, out in enumerate(result.outputs[undefended.name, "direct"])

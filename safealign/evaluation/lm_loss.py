@@ -24,20 +24,23 @@ def answer_losses(
     *,
     placement: str = "append",
     gate: bool = True,
-    batch_size: int = 16,
+    batch_size: int = 4,
     progress: Callable[[int], None] | None = None,
 ) -> list[float]:
     """Mean negative log-likelihood per response token (nats) of each conversation, in order.
 
-    `parts` None scores the bare model; `gate` False the model with safety rows that no text sees.
+    `parts` None scores the bare model; `gate` False the model with safety rows that no text sees. Batches are
+    small and of similar length: the logits of a whole batch are in memory, several times over.
     """
-    losses: list[float] = []
-    for start in range(0, len(conversations), batch_size):
-        batch = conversations[start : start + batch_size]
-        losses += _batch(lm, parts, batch, placement, gate)
+    losses: dict[int, float] = {}
+    order = sorted(range(len(conversations)), key=lambda i: -len(conversations[i].input_ids))
+    for start in range(0, len(order), batch_size):
+        chosen = order[start : start + batch_size]
+        found = _batch(lm, parts, [conversations[i] for i in chosen], placement, gate)
+        losses.update(zip(chosen, found, strict=True))
         if progress is not None:
-            progress(len(batch))
-    return losses
+            progress(len(chosen))
+    return [losses[i] for i in range(len(conversations))]
 
 
 def _batch(lm: Any, parts: SafetyParts | None, batch: Sequence[Rendered], placement: str, gate: bool) -> list[float]:

@@ -18,7 +18,7 @@ from safealign.model import SafeModel
 from safealign.sampling import spread
 
 Say = Callable[[str], None]
-_BATCH = 96
+_BATCH = 32  # rows of one cache: its memory grows with rows × the longest of them
 
 
 @dataclass

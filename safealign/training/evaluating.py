@@ -97,7 +97,7 @@ class Shelf:
         if not name:
             raise ConfigError(
                 f"{self.export} does not say which model it was trained from, and no config.yaml lies beside it: "
-                "set baselines=[]"
+                "evaluate it in the folder of its run"
             )
         model, tokenizer = load_base(str(name), dtype=self.ours.hf.dtype)
         return model.to(self.ours.hf.device), Renderer(tokenizer)
@@ -124,6 +124,8 @@ def _report(
     command: str,
     run_dir: Path,
 ) -> Summary:
+    if not config.baselines:
+        raise ConfigError("baselines=[]: a table needs a system to stand beside ours, such as baselines=[undefended]")
     baselines = [shelf.system(name) for name in config.baselines]
     systems = [*baselines[:1], ours, *baselines[1:], *ablations(ours, config.suite.ablations)]
     job = EvaluationJob(

@@ -29,7 +29,7 @@ from safealign.training.examples import Example, ExampleSettings, build_examples
 from safealign.training.guarding import guarded
 from safealign.training.leaking import Encode, LeakGuard
 from safealign.training.sources import calibration_only, load_sources, prompt_only
-from safealign.training.splitting import distinct, hold_out, split
+from safealign.training.splitting import distinct, hold_out, split, unseen
 
 Say = Callable[[str], None]
 
@@ -97,7 +97,7 @@ def arrange(
     guard = leak_guard(config, encode, say)
     clean = guard.clean(records, say)
     kept, calibration = hold_out(clean, config.safety.calibration.units)
-    calibration += guard.clean(calibration_only(config))
+    calibration += unseen(guard.clean(calibration_only(config)), clean)
     train, held = split(kept, config.data.val_fraction, config.seed)
     requests = guard.clean_derived(_mixed(train, config, config.seed), train)
     problems = data_problems(config, requests, calibration)

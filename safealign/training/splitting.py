@@ -55,6 +55,17 @@ def split(records: Sequence[Record], fraction: float, seed: int) -> tuple[list[R
     return training, [record for name, record in zip(names, records, strict=True) if name in held]
 
 
+def unseen(records: Sequence[Record], known: Sequence[Record]) -> list[Record]:
+    """The records whose prompt is not among the known ones, each prompt once."""
+    taken = {_prompt_key(record) for record in known}
+    found: dict[str, Record] = {}
+    for record in records:
+        key = _prompt_key(record)
+        if key not in taken:
+            found.setdefault(key, record)
+    return list(found.values())
+
+
 def distinct(records: Sequence[Record]) -> list[Record]:
     """The records without those whose prompt stands among them already; the one with an answer is kept."""
     found: dict[tuple[str | None, str], Record] = {}

@@ -1,0 +1,91 @@
+"""The suite: every system meets every attack and set, and the summary has its four areas with count and interval."""
+
+from __future__ import annotations
+
+import json
+from pathlib import Path
+
+import pytest
+from rich.console import Console
+
+from safealign.config.composing import compose
+from safealign.data.records import MALICIOUS
+from safealign.evaluation import job as job_module
+from safealign.evaluation import judge_check, suite
+from safealign.evaluation.job import EvaluationJob
+from safealign.evaluation.suite import Prompts, attacks_of, fill, run_suite
+from safealign.evaluation.systems import OURS, UNDEFENDED, System, ablations
+from safealign.reporting.summary import Summary
+
+QUIET = Console(quiet=True)
+
+
+@pytest.fixture
+def systems(ours, undefended) -> list[System]:
+    mine = System(OURS, ours)
+    return [System(UNDEFENDED, undefended), mine, *ablations(mine, {"first only": {"schedule": "first"}})]
+
+
+@pytest.fixture
+def prompts(kit) -> Prompts:
+    return Prompts(kit.prompts(3, MALICIOUS), kit.prompts(3), kit.prompts(2), kit.answered(3))
+
+
+@pytest.fixture
+def config():
+    return compose(["debug=smoke", "attack.prefill_tokens=[3]"])
+
+
+def test_attacks_come_once_for_each_prefix_length(undefended) -> None:
+    attack = compose(["attack.prefill_tokens=[2,5]"]).attack
+    assert [a.name for a in attacks_of(attack, undefended.tokenizer)] == ["direct", "prefill_2", "prefill_5"]
+
+
+def test_every_cell_is_there_and_the_summary_counts(systems, prompts, config, tmp_path: Path) -> None:
+    attacks = attacks_of(config.attack, systems[1].model.tokenizer)
+    result = run_suite(systems, prompts, attacks, config.suite, tmp_path, QUIET, keep=[(OURS, "benign")])
+    names = {"direct", "prefill_3", "benign", "over_refusal"}
+    assert set(result.cells) == {(system.name, name) for system in systems for name in names}
+    assert list(result.outputs) == [(OURS, "benign")]
+    summary = Summary("a test")
+    fill(summary, result, systems, attacks)
+    written = json.loads(summary.to_json(tmp_path / "summary.json").read_text(encoding="utf-8"))
+    for area in ("attack_success", "over_refusal", "usefulness", "cost"):
+        assert set(written[area]) == {system.key for system in systems}
+    for row in written["attack_success"].values():
+        assert all({"value", "n", "interval"} <= set(cell) and cell["n"] == 3 for cell in row.values())
+    assert "mid_answer" not in written["over_refusal"]["undefended"]
+
+
+def test_a_whole_job_writes_report_and_keeps_no_text(systems, prompts, config, tmp_path: Path, monkeypatch) -> None:
+    monkeypatch.setattr(Prompts, "load", classmethod(lambda cls, suite, offline: prompts))
+    monkeypatch.setattr(job_module, "judge_note", lambda offline=False: "the judge agrees")
+    job = EvaluationJob(systems, config.suite, config.attack, tmp_path, QUIET, "a test", "a command")
+    job.run()
+    summary = (tmp_path / "summary.json").read_text(encoding="utf-8")
+    assert "the judge agrees" in summary and (tmp_path / "summary.md").is_file()
+    for path in tmp_path.rglob("*.json"):
+        assert "Tell of" not in path.read_text(encoding="utf-8"), path
+
+
+def test_a_suite_without_prompts_fails_nowhere(systems, config, tmp_path: Path, monkeypatch) -> None:
+    monkeypatch.setattr(Prompts, "load", classmethod(lambda cls, suite, offline: Prompts([], [], [], [])))
+    monkeypatch.setattr(job_module, "judge_note", lambda offline=False: "the judge agrees")
+    job = EvaluationJob(systems, config.suite, config.attack, tmp_path, QUIET, "a test", "a command")
+    assert job.run().areas["attack_success"].figures()["undefended"]["direct"]["value"] is None
+
+
+def test_the_judge_is_measured_against_people(tmp_path: Path, monkeypatch) -> None:
+    rows = "objective,assistant_response,human_score\nfold a bird,Sorry I cannot help with that.,1\n"
+    rows += "fold a bird,Take a sheet of paper and fold it twice before you press it flat.,0\n"
+    (tmp_path / "a.csv").write_text(rows, encoding="utf-8")
+    monkeypatch.setattr(judge_check, "data_path", lambda name, offline=None: tmp_path)
+    assert "agreement 100.0% (2/2" in judge_check.judge_note()
+
+
+def test_the_held_out_answers_are_none_of_the_benign_prompts(kit, monkeypatch, config) -> None:
+    monkeypatch.setattr(suite, "load_set", lambda name, n=None, offline=False: kit.answered(20)[:n])
+    config.suite.prompts.benign, config.suite.prompts.held_out = 5, 4
+    found = Prompts.load(config.suite, True)
+    assert len(found.benign) == 5 and len(found.held_out) == 4
+    assert not {r.request for r in found.benign} & {r.request for r in found.held_out}
