@@ -34,7 +34,7 @@ class MixSettings:
     no style leans to a label. `limit` is the most records of one label, drawn in equal shares from all
     kinds. `held_out_templates` is the share of templates that training never sees. Contrasts are few on
     purpose: 60 or more of each kind raised the ranking of homonyms (.94 to .98) but lowered plain harmful
-    against benign requests (.994 to .990).
+    against benign requests.
     """
 
     styles: tuple[str, ...] | None = None

@@ -10,7 +10,7 @@ from safealign.data.records import BENIGN, MALICIOUS, Record
 from safealign.judges.linear import LogisticProbe
 
 _L2 = 100.0
-# Nine in ten: at even odds four of five that it rejects are ordinary requests, and calibration must see those.
+# Odds of nine to one: rejecting ordinary requests would flatter the thresholds, because calibration must see them.
 _SUSPICIOUS = 2.2
 
 

@@ -164,7 +164,7 @@ def trainer_arguments(config: TrainConfig, n_examples: int, evaluates: bool) -> 
         dataloader_pin_memory=torch.cuda.is_available(),
         dataset_kwargs={"skip_prepare_dataset": True},
         disable_tqdm=True,
-        # Prompts alone are a fifth as long as answers: batches of one length compute half the padding.
+        # Prompts alone are much shorter than answers: batches of one length compute less padding.
         train_sampling_strategy="group_by_length",
         length_column_name=LENGTH_KEY,
         deepspeed=config.deepspeed.config,
