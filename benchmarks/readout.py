@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import json
 import sys
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from pathlib import Path
 
 import torch
@@ -17,23 +17,29 @@ from rich.table import Table
 
 from safealign.commands import run_command
 from safealign.config.roots import TrainConfig
+from safealign.data.mixing import kind_of
 from safealign.data.records import MALICIOUS, Record
 from safealign.data.rendering import Renderer
+from safealign.data.styles import STYLES
 from safealign.data.templates import load_templates
 from safealign.data.wrapping import generic_templates, split
 from safealign.evaluation.head_table import linear_baseline, wrapped_set
+from safealign.evaluation.metrics.calibration import threshold
 from safealign.evaluation.metrics.ranking import auroc
 from safealign.evaluation.sets import load_set
 from safealign.files import write_text
+from safealign.judges.linear import PENALTY_PER_TEXT
 from safealign.layout import build_layout, request_row
-from safealign.modeling.attach import attach
-from safealign.modeling.features import layout_features
+from safealign.modeling.attach import SafetyParts, attach
+from safealign.modeling.features import feature_columns, layout_features
+from safealign.modeling.precision import compute_dtype
 from safealign.modeling.safety_token import HeadSettings
 from safealign.training.pipeline import load_model, prepare_data
 
 DEPTHS = (0.3, 0.4, 0.5, 0.6, 0.7, 0.8, 0.9, 1.0)
 POOLS = ("row", "mean", "last")
 CHOSEN_DEPTHS, CHOSEN_POOLS = (0.4, 0.5, 0.6), ("row", "mean", "last")
+PENALTIES = (0.02, 0.1, 0.5, 2.0, 10.0)
 
 
 def read_outs() -> dict[str, tuple[tuple[float, ...], tuple[str, ...]]]:
@@ -53,23 +59,35 @@ def main(config: TrainConfig) -> None:
     model, renderer = load_model(config)
     data = prepare_data(config, model, renderer, console)
     parts = attach(model, HeadSettings(DEPTHS, POOLS), config.safety.init, renderer.content_ids("assistant"))
-    sets = evaluation_sets()
+    sets = evaluation_sets() | {"train": data.requests, "calibration": data.calibration}
     states = {name: extract(parts, renderer, records, config) for name, records in sets.items()}
-    train = extract(parts, renderer, data.requests, config)
-    hidden = model.config.hidden_size
-    rows = {}
-    for name, (depths, pools) in read_outs().items():
-        rows[name] = measure(train, states, data.requests, sets, columns(depths, pools, hidden))
-    plain = [i for i, record in enumerate(data.requests) if "#" not in str(record.id)]
-    chosen = columns(CHOSEN_DEPTHS, CHOSEN_POOLS, hidden)
-    rows["mix: as it comes, nothing restyled or wrapped"] = measure(
-        train[plain], states, [data.requests[i] for i in plain], sets, chosen
-    )
+
+    def row(reads: HeadSettings, requests: Sequence[Record], penalty: float = PENALTY_PER_TEXT) -> dict[str, float]:
+        chosen = feature_columns(parts.settings, reads, len(parts.layers), parts.hidden_size)
+        return measure(states, sets, requests, chosen, penalty, config)
+
+    rows = {name: row(HeadSettings(*reads), data.requests) for name, reads in read_outs().items()}
+    chosen = HeadSettings(CHOSEN_DEPTHS, CHOSEN_POOLS)
+    rows |= {f"penalty {penalty:g} per text": row(chosen, data.requests, penalty) for penalty in PENALTIES}
+    rows |= {f"mix without {name}": row(chosen, kept) for name, kept in poorer_mixes(data.requests).items()}
     show(rows, console)
     write_text(Path(config.run_dir) / "readout.json", json.dumps(rows, indent=2) + "\n")
 
 
-def evaluation_sets() -> dict[str, list[Record]]:
+def poorer_mixes(requests: Sequence[Record]) -> dict[str, list[Record]]:
+    """The training requests without one of the things that the rules or the model add."""
+    contrasts = ("about", "intent", "homonym", "person", "falsehood", "argument")
+    leave_out: dict[str, Callable[[Record], bool]] = {
+        "wrappers": lambda record: kind_of(record) == "wrapped",
+        "styles": lambda record: kind_of(record) in STYLES,
+        "contrasts": lambda record: kind_of(record) in contrasts,
+        "requests of the model's own": lambda record: record.source == "sampled_everyday",
+        "anything derived": lambda record: kind_of(record) in ("wrapped", *STYLES, *contrasts),
+    }
+    return {name: [r for r in requests if not drop(r)] for name, drop in leave_out.items()}
+
+
+def evaluation_sets() -> dict[str, Sequence[Record]]:
     """Harmful, benign, over-refusal, contrast pairs, and both labels in unseen wrappers."""
     harmful, benign = load_set("harmful"), load_set("benign", 160)
     _, held_out = split((*load_templates(), *generic_templates()))
@@ -82,60 +100,48 @@ def evaluation_sets() -> dict[str, list[Record]]:
     }
 
 
-def extract(parts: object, renderer: Renderer, records: Sequence[Record], config: TrainConfig) -> torch.Tensor:
+def extract(parts: SafetyParts, renderer: Renderer, records: Sequence[Record], config: TrainConfig) -> torch.Tensor:
     """All pools at all depths, `[N, pools × depths × H]`."""
     prompts = [renderer.render(record.prompt) for record in records]
     layouts = [build_layout(p, [request_row(p, config.safety.placement)], gate=False) for p in prompts]
-    return torch.cat(layout_features(parts, [p.input_ids for p in prompts], layouts))  # type: ignore[arg-type]
-
-
-def columns(depths: Sequence[float], pools: Sequence[str], hidden: int) -> torch.Tensor:
-    """Which columns of `extract` a read-out uses."""
-    wanted = [
-        torch.arange((POOLS.index(pool) * len(DEPTHS) + DEPTHS.index(depth)) * hidden, (POOLS.index(pool) * len(DEPTHS)
-        + DEPTHS.index(depth) + 1) * hidden)
-        for pool in pools
-        for depth in depths
-    ]
-    return torch.cat(wanted)
+    dtype = compute_dtype(config.trainer.precision)
+    with torch.autocast(parts.head.mean.device.type, dtype=dtype or torch.bfloat16, enabled=dtype is not None):
+        return torch.cat(layout_features(parts, [p.input_ids for p in prompts], layouts))
 
 
 def measure(
-    train: torch.Tensor,
     states: dict[str, torch.Tensor],
+    sets: dict[str, Sequence[Record]],
     requests: Sequence[Record],
-    sets: dict[str, list[Record]],
     chosen: torch.Tensor,
+    penalty: float,
+    config: TrainConfig,
 ) -> dict[str, float]:
-    """AUROC of each column of the head's table."""
-    by_id = {id(record): row for row, record in enumerate(requests)}
-    tables = {id(record): (states[name], i) for name, records in sets.items() for i, record in enumerate(records)}
-
-    def features(records: Sequence[Record]) -> torch.Tensor:
-        found = []
-        for record in records:
-            table, row = tables.get(id(record)) or (train, by_id[id(record)])
-            found.append(table[row, chosen])
-        return torch.stack(found)
-
-    score = linear_baseline(features, requests)
-    harmful = score(sets["harmful"])
+    """AUROC of each column of the head's table, and what is missed at the calibrated threshold."""
+    rows = {id(record): states[name][i, chosen] for name, records in sets.items() for i, record in enumerate(records)}
+    score = linear_baseline(lambda records: torch.stack([rows[id(r)] for r in records]), requests, penalty)
+    found = {name: score(sets[name]) for name in ("harmful", "benign", "over_refusal", "pairs", "wrapped")}
     figures = {}
     for name in ("benign", "over_refusal"):
-        other = score(sets[name])
-        labels = torch.tensor([True] * len(harmful) + [False] * len(other))
-        figures[name] = auroc(torch.cat([harmful, other]), labels).value
+        labels = torch.tensor([True] * len(found["harmful"]) + [False] * len(found[name]))
+        figures[name] = auroc(torch.cat([found["harmful"], found[name]]), labels).value
     for name in ("pairs", "wrapped"):
         labels = torch.tensor([record.label == MALICIOUS for record in sets[name]])
-        figures[name] = auroc(score(sets[name]), labels).value
+        figures[name] = auroc(found[name], labels).value
+    settings = config.safety.calibration
+    theta = threshold(score(sets["calibration"]), settings.budget / 2, 1 - settings.error_probability / 2).logit
+    figures["missed"] = float((found["harmful"] < theta).double().mean())
+    figures["alarms"] = float((found["over_refusal"] >= theta).double().mean())
     return figures
 
 
 def show(rows: dict[str, dict[str, float]], console: Console) -> None:
-    """The table on the terminal."""
-    table = Table("read-out", "vs benign", "vs over-refusal", "held-out pairs", "unseen wrappers")
+    """The table on the terminal; the last two columns are shares at the calibrated threshold."""
+    names = ("benign", "over_refusal", "pairs", "wrapped", "missed", "alarms")
+    heads = ("vs benign", "vs over-refusal", "held-out pairs", "wrapped", "harmful missed", "over-refusal alarms")
+    table = Table("read-out", *heads)
     for name, figures in rows.items():
-        table.add_row(name, *(f"{figures[key]:.3f}" for key in ("benign", "over_refusal", "pairs", "wrapped")))
+        table.add_row(name, *(f"{figures[key]:.3f}" for key in names))
     console.print(table)
 
 

@@ -13,7 +13,7 @@ import json
 import os
 import sys
 from collections.abc import Callable, Iterable, Sequence
-from dataclasses import asdict, dataclass
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, TypeVar
 
@@ -30,16 +30,20 @@ from safealign.modeling.loading import weights_digest
 Progress = Callable[[int], None]
 T = TypeVar("T")
 _MIN_WORDS, _MAX_WORDS = 3, 60
+# `source` of benign requests from elsewhere that the model answered itself.
+OWN_ANSWER = "sampled_answers"
 
 
 @dataclass(frozen=True)
 class SamplingSettings:
-    """How much is sampled and how; lengths in tokens. Part of the cache key."""
+    """How much is sampled and how; lengths in tokens. What shapes a kind of text is part of its cache key."""
 
     everyday: int = 400
     everyday_max_new_tokens: int = 48
     compliant: int = 200
     compliant_max_new_tokens: int = 48
+    answers: int = 100
+    answers_max_new_tokens: int = 48
     batch_size: int = 64
     temperature: float = 1.0
     top_k: int = 100
@@ -67,16 +71,20 @@ class Sampler:
 
     def everyday(self, harmless: Callable[[str], bool], progress: Progress | None = None) -> list[Record]:
         """Everyday requests that pass `harmless`, de-duplicated, each with the model's own greedy answer."""
-        key = self._key("everyday", [])
+        key = self._key("everyday", ("temperature", "top_k", "seed"), [])
         return self._cached(key, lambda: self._sample_everyday(harmless, progress))
 
     def compliant(
         self, requests: Sequence[Record], refused: Callable[[str], bool], progress: Progress | None = None
     ) -> list[Record]:
         """The model's own answers to malicious requests, without those that `refused` recognises."""
-        chosen = spread(requests, self.settings.compliant)
-        key = self._key("compliant", [list(map(list, record.prompt)) for record in chosen])
-        return self._cached(key, lambda: self._sample_compliant(chosen, refused, progress))
+        return self._own_answers("compliant", requests, MALICIOUS, refused, progress)
+
+    def answers(
+        self, requests: Sequence[Record], refused: Callable[[str], bool], progress: Progress | None = None
+    ) -> list[Record]:
+        """The model's own answers to benign requests, without those that `refused` recognises."""
+        return self._own_answers("answers", requests, BENIGN, refused, progress)
 
     def answer(
         self, prompts: Sequence[Sequence[Message]], max_new_tokens: int, progress: Progress | None = None
@@ -115,18 +123,36 @@ class Sampler:
             if text.strip()
         ]
 
-    def _sample_compliant(
-        self, requests: Sequence[Record], refused: Callable[[str], bool], progress: Progress | None
+    def _own_answers(
+        self,
+        kind: str,
+        requests: Sequence[Record],
+        label: str,
+        refused: Callable[[str], bool],
+        progress: Progress | None,
     ) -> list[Record]:
-        limit = self.settings.compliant_max_new_tokens
+        """Answers to some of the requests, from the cache or sampled; request and answer get the same `label`."""
+        chosen = spread(requests, getattr(self.settings, kind))
+        key = self._key(kind, (), [list(map(list, record.prompt)) for record in chosen])
+        return self._cached(key, lambda: self._sample_answers(kind, chosen, label, refused, progress))
+
+    def _sample_answers(
+        self,
+        kind: str,
+        requests: Sequence[Record],
+        label: str,
+        refused: Callable[[str], bool],
+        progress: Progress | None,
+    ) -> list[Record]:
+        limit = getattr(self.settings, f"{kind}_max_new_tokens")
         answers = self.answer([record.prompt for record in requests], limit, progress)
         return [
             Record(
                 (*record.prompt, Message("assistant", text)),
-                MALICIOUS,
-                MALICIOUS,
-                id=f"{record.id}#compliant",
-                source="sampled_compliant",
+                label,
+                label,
+                id=f"{record.id}#{kind}",
+                source=f"sampled_{kind}",
                 category=record.category,
                 complete=complete,
             )
@@ -158,8 +184,9 @@ class Sampler:
         text = self.renderer.tokenizer.decode(list(ids[:end]), skip_special_tokens=True)
         return text, end is not None
 
-    def _key(self, kind: str, texts: Iterable[object]) -> str:
-        settings = asdict(self.settings) | {"batch_size": None}
+    def _key(self, kind: str, drawn_with: Iterable[str], texts: Iterable[object]) -> str:
+        names = (kind, f"{kind}_max_new_tokens", *drawn_with)
+        settings = {name: getattr(self.settings, name) for name in names}
         content = [kind, weights_digest(self.model), self.renderer.tokenizer.chat_template, settings, list(texts)]
         return f"{kind}-{hashlib.sha256(json.dumps(content, sort_keys=True).encode()).hexdigest()[:24]}"
 

@@ -14,7 +14,7 @@ from safealign.data.records import BENIGN, MALICIOUS, Message, Record
 from safealign.data.rendering import Renderer
 from safealign.errors import DataError
 from safealign.modeling.tiny import tiny_model, tiny_tokenizer
-from safealign.sampling import Sampler, SamplingSettings, read_cache, spread
+from safealign.sampling import OWN_ANSWER, Sampler, SamplingSettings, read_cache, spread
 
 SETTINGS = SamplingSettings(everyday=6, everyday_max_new_tokens=6, compliant=5, compliant_max_new_tokens=24)
 MakeSampler = Callable[..., Sampler]
@@ -161,9 +161,8 @@ def test_what_changes_the_samples_changes_the_cache_file(sampler: MakeSampler, t
     renderer.tokenizer.chat_template += " "
     made = [
         sampler(),
-        sampler(seed=1),
-        sampler(temperature=0.5),
-        sampler(everyday=5, compliant=4),
+        sampler(compliant=4),
+        sampler(compliant_max_new_tokens=20),
         sampler(lm=_talkative_model(1)),
         sampler(renderer=renderer),
     ]
@@ -173,6 +172,25 @@ def test_what_changes_the_samples_changes_the_cache_file(sampler: MakeSampler, t
     made[0].compliant(_requests(3), _nothing)
     made[0].everyday(_anything)
     assert len(list(tmp_path.iterdir())) == len(made) + 2
+    for change in ({"seed": 1}, {"temperature": 0.5}, {"top_k": 7}, {"everyday": 5}):
+        sampler(**change).everyday(_anything)
+    assert len(list(tmp_path.iterdir())) == len(made) + 6
+
+
+def test_what_one_kind_of_text_does_not_depend_on_keeps_it_in_the_cache(sampler: MakeSampler, tmp_path: Path) -> None:
+    sampler().compliant(_requests(), _nothing)
+    for change in ({"seed": 1}, {"everyday": 5}, {"temperature": 0.5}, {"answers": 3}, {"batch_size": 2}):
+        sampler(**change).compliant(_requests(), _nothing)
+    assert len(list(tmp_path.iterdir())) == 1
+
+
+def test_own_answers_are_benign_and_kept_apart_from_compliant_ones(sampler: MakeSampler, tmp_path: Path) -> None:
+    benign = [replace(record, label=BENIGN) for record in _requests()]
+    records = sampler(answers=4).answers(benign, _nothing)
+    assert {(r.label, r.response_label, r.source) for r in records} == {(BENIGN, BENIGN, OWN_ANSWER)}
+    assert all(r.id.endswith("#answers") for r in records)
+    sampler(answers=4).compliant(benign, _nothing)
+    assert len(list(tmp_path.iterdir())) == 2
 
 
 def test_two_requests_that_end_alike_do_not_share_answers(sampler: MakeSampler) -> None:

@@ -58,6 +58,7 @@ class MixConfig:
     homonyms: int = at_least(0)
     intents: int = at_least(0)
     people: int = at_least(0)
+    falsehoods: int = at_least(0)
     restyle_max_chars: int = at_least(1)
     balance: bool
     limit: int | None = at_least(1)
@@ -71,6 +72,8 @@ class SamplingConfig:
     everyday_max_new_tokens: int = at_least(1)
     compliant: int = at_least(0)
     compliant_max_new_tokens: int = at_least(1)
+    answers: int = at_least(0)
+    answers_max_new_tokens: int = at_least(1)
     batch_size: int = at_least(1)
     temperature: float = at_least(0)
     top_k: int = at_least(0)
@@ -94,6 +97,7 @@ class DataConfig:
     harmful_answers: int = at_least(0)
     transitions: int = at_least(0)
     prompts: int = at_least(0)
+    warm_answers: int = at_least(0)
     val_fraction: float = between(0, 0.9)
     max_length: int = at_least(16)
 
@@ -151,6 +155,7 @@ class HeadConfig:
 
     layers: list[float] = between(0, 1)
     pool: list[str] = choice("row", "mean", "last")
+    separate_windows: bool
 
 
 @dataclass(kw_only=True)

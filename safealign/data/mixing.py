@@ -27,14 +27,12 @@ _SAME_ANSWER = frozenset(
 class MixSettings:
     """How many derived records of each kind the mix holds; 0 leaves a kind out.
 
-    `styles` None means all; `per_style` and `wrapped` count for each label; `about` and `homonyms` are
-    benign, `intents` and `people` malicious contrasts. `wrapper_words` cuts long templates around the
-    request (None: never). `restyle_max_chars` keeps long requests out of the restylings. `balance`
-    restyles further requests of the label that has fewer; without it, weigh the loss instead, since then
-    no style leans to a label. `limit` is the most records of one label, drawn in equal shares from all
-    kinds. `held_out_templates` is the share of templates that training never sees. Contrasts are few on
-    purpose: 60 or more of each kind raised the ranking of homonyms (.94 to .98) but lowered plain harmful
-    against benign requests.
+    `styles` None means all; `per_style`, `wrapped` and `falsehoods` count for each label; `about` and
+    `homonyms` are benign, `intents` and `people` malicious contrasts. `wrapper_words` cuts long templates
+    around the request (None: never). `restyle_max_chars` keeps long requests out of the restylings.
+    `balance` restyles further requests of the label that has fewer; without it, weigh the loss instead,
+    since then no style leans to a label. `limit` is the most records of one label, drawn in equal shares
+    from all kinds. `held_out_templates` is the share of templates that training never sees.
     """
 
     styles: tuple[str, ...] | None = None
@@ -46,6 +44,7 @@ class MixSettings:
     homonyms: int = 40
     intents: int = 40
     people: int = 40
+    falsehoods: int = 40
     restyle_max_chars: int = 300
     balance: bool = False
     limit: int | None = None
@@ -54,7 +53,8 @@ class MixSettings:
         unknown = [name for name in self.styles or () if name not in STYLES]
         if unknown:
             raise ConfigError(f"data.mix.styles: unknown {', '.join(unknown)}; known are {', '.join(STYLES)}")
-        counts = (self.per_style, self.wrapped, self.about, self.homonyms, self.intents, self.people)
+        derived = (self.about, self.homonyms, self.intents, self.people, self.falsehoods)
+        counts = (self.per_style, self.wrapped, *derived)
         if min(counts) < 0:
             raise ConfigError("data.mix: counts must not be negative; 0 leaves a kind out")
 
@@ -138,6 +138,7 @@ def _contrasts(sides: dict[str, list[Record]], settings: MixSettings, seed: int)
         *contrast.with_intent(sides[BENIGN], settings.intents, seed),
         *contrast.homonyms(settings.homonyms, seed),
         *contrast.against_people(settings.people, seed),
+        *contrast.falsehoods(settings.falsehoods, seed),
     ]
 
 

@@ -10,6 +10,7 @@ import random
 from collections.abc import Iterable, Sequence
 from dataclasses import dataclass, replace
 
+from safealign.data.parts import interleave
 from safealign.data.records import BENIGN, MALICIOUS, LabelledSpan, Message, Record
 from safealign.data.refusals import harm_category, refusal_text
 
@@ -46,7 +47,7 @@ def pair(
         raise ValueError("requests with harmful answers must be handed over as harmful_answers")
     rng = random.Random(f"pair/{seed}")
     malicious = _shuffled((r for r in requests if r.label == MALICIOUS), rng)
-    answered = _shuffled((r for r in requests if r.label == BENIGN and r.response), rng)
+    answered = _source_by_source(_shuffled((r for r in requests if r.label == BENIGN and r.response), rng))
     silent = _shuffled((r for r in requests if r.label == BENIGN and not r.response), rng)
     harmful = _shuffled(harmful_answers, rng)[: settings.harmful_answers]
     kept = answered[: settings.benign_answers]
@@ -62,6 +63,14 @@ def _shuffled(records: Iterable[Record], rng: random.Random) -> list[Record]:
     chosen = list(records)
     rng.shuffle(chosen)
     return chosen
+
+
+def _source_by_source(records: Sequence[Record]) -> list[Record]:
+    """The records in turn from each source, so that answers to requests that sound harmful are among the first."""
+    by_source: dict[str | None, list[Record]] = {}
+    for record in records:
+        by_source.setdefault(record.source, []).append(record)
+    return interleave(list(by_source.values()))
 
 
 def _categorised(record: Record) -> Record:

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import hashlib
-from collections.abc import Iterable
+from collections.abc import Iterable, Sequence
 
 from safealign.data.readers import pair_of
 from safealign.data.records import Record
@@ -26,6 +26,12 @@ def take_part(records: Iterable[Record], part: str, source: str) -> list[Record]
         return list(records)
     share = TEST_SHARE.get(source, _DEFAULT_SHARE)
     return [record for record in records if (_place(record, source) < share) == (part == "test")]
+
+
+def interleave(lists: Sequence[Sequence[Record]]) -> list[Record]:
+    """Round-robin over lists, so that a prefix of the result holds something of each."""
+    longest = max(map(len, lists), default=0)
+    return [rows[i] for i in range(longest) for rows in lists if i < len(rows)]
 
 
 def _place(record: Record, source: str) -> float:

@@ -63,6 +63,11 @@ class Record:
         """Text of the newest user turn ("" where there is none): what filters and leak checks look at."""
         return next((turn.content for turn in reversed(self.messages) if turn.role == "user"), "")
 
+    @property
+    def prompt_characters(self) -> int:
+        """Length of all turns of the prompt: one long conversation makes a whole batch as wide as itself."""
+        return sum(len(turn.content) for turn in self.prompt)
+
     @classmethod
     def from_dict(cls, row: Mapping[str, Any], where: str = "") -> Record:
         """Build a record from a JSONL row. Raises nothing: odd values are kept for `validation` to report."""

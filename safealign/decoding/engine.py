@@ -169,11 +169,12 @@ class CachedEngine:
         """Remembers the text rows' states and scores the safety rows."""
         assert self.parts is not None
         wanted = self.parts.settings.pool
-        rows, means, lasts = [], [], []
+        kinds, rows, means, lasts = [], [], [], []
         for at, feed in enumerate(plan.feeds):
             row, n_fed = feed.row, len(feed.tokens)
             row.memory.remember(row.prompt, row.length - n_fed, states[at, plan.n_text - n_fed : plan.n_text], wanted)
             for index, safety in enumerate(plan.safety[at]):
+                kinds.append(int(safety.kind))
                 rows.append(states[at, plan.n_text + index])
                 if "mean" in wanted:
                     means.append(row.memory.mean(safety.pools))
@@ -182,7 +183,10 @@ class CachedEngine:
         if not rows:
             return [() for _ in plan.feeds]
         scores = self.parts.score(
-            torch.stack(rows), torch.stack(means) if means else None, torch.stack(lasts) if lasts else None
+            torch.tensor(kinds, device=states.device),
+            torch.stack(rows),
+            torch.stack(means) if means else None,
+            torch.stack(lasts) if lasts else None,
         )
         flat = iter(scores.tolist())
         return [tuple(next(flat) for _ in row) for row in plan.safety]

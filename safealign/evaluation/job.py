@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from dataclasses import dataclass
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -14,16 +15,19 @@ from safealign.config.groups import AttackConfig, SuiteConfig
 from safealign.data.records import Record
 from safealign.data.templates import load_templates
 from safealign.data.wrapping import generic_templates, split
+from safealign.evaluation.gate_effect import gate_effect
 from safealign.evaluation.head_table import (
+    Features,
     HeadSets,
-    Score,
     cached,
+    fold_row,
     head_grid,
     head_row,
     linear_baseline,
     wrapped_set,
 )
 from safealign.evaluation.judge_check import judge_note
+from safealign.evaluation.pair_folds import Score
 from safealign.evaluation.pictures import draw
 from safealign.evaluation.sets import load_set
 from safealign.evaluation.suite import Prompts, SuiteResult, attacks_of, fill, run_suite
@@ -33,18 +37,28 @@ from safealign.judges.encoder import SentenceEncoder
 from safealign.layout import build_layout, request_row
 from safealign.model import SafeModel
 from safealign.modeling.attach import SafetyParts
-from safealign.modeling.features import layout_features
+from safealign.modeling.features import feature_columns, layout_features
+from safealign.modeling.safety_token import HeadSettings
 from safealign.reporting.summary import Summary
 from safealign.reporting.tables import show_summary
+
+_GATED = 16  # pairs of requests whose slots are swapped
+# Where the plain probe of frozen states reads.
+MID_DEPTH = HeadSettings((0.5,), ("last", "mean"))
 
 
 @dataclass
 class Evidence:
-    """What the head's table needs besides the systems: training requests and calibration units of the run."""
+    """What the head's table needs besides the systems.
+
+    `requests` and `calibration`: training requests and calibration units of the run. `frozen`: the model before
+    training with a fresh safety token, to be read as our head reads. `pairs`: every contrast pair there is.
+    """
 
     requests: Sequence[Record]
     calibration: Sequence[Record]
     frozen: SafetyParts | None
+    pairs: Sequence[Record]
     budget: float
     confidence: float
 
@@ -81,7 +95,7 @@ class EvaluationJob:
             summary.grids["head"], scores = self._head(sets)
         self.console.print("  the windows", highlight=False)
         self._windows(summary, result, prompts)
-        self._notes(summary)
+        self._notes(summary, prompts)
         summary.write(self.folder)
         draw(self.folder, summary, ours.model, scores)
         show_summary(summary, self.console)
@@ -104,17 +118,13 @@ class EvaluationJob:
     def _head(self, sets: HeadSets) -> tuple[Any, dict[str, list[float]]]:
         assert self.evidence is not None
         ours = self.systems[1]
-        heads: dict[str, Score] = {ours.name: _model_score(ours.model)}
-        if "frozen" in self.suite.head_baselines and self.evidence.frozen is not None:
-            features = cached(frozen_features(self.evidence.frozen, ours.model))
-            heads["frozen states, logistic regression"] = linear_baseline(features, self.evidence.requests)
-        if "minilm" in self.suite.head_baselines:
-            encoder = SentenceEncoder(offline=self.offline)
-            embed = cached(lambda records: encoder.encode([record.request for record in records]))
-            heads["MiniLM embeddings, logistic regression"] = linear_baseline(embed, self.evidence.requests)
         limits = (self.evidence.budget, self.evidence.confidence)
-        rows = {name: head_row(score, sets, *limits) for name, score in heads.items()}
-        own = heads[ours.name]
+        own = _model_score(ours.model)
+        rows = {ours.name: head_row(own, sets, *limits)}
+        for name, features in self._baselines(ours.model).items():
+            fit = partial(linear_baseline, features)
+            folds = fold_row(fit, self.evidence.requests, self.evidence.pairs)
+            rows[name] = head_row(fit(self.evidence.requests), sets, *limits) | folds
         scores = {
             "HarmBench": own(sets.harmful).tolist(),
             "benign": own(sets.benign).tolist(),
@@ -122,6 +132,24 @@ class EvaluationJob:
             "everyday": own(sets.everyday).tolist(),
         }
         return head_grid(rows), scores
+
+    def _baselines(self, model: SafeModel) -> dict[str, Features]:
+        """What logistic regressions are trained on, by name: our head's states and mid-depth ones, and embeddings."""
+        found: dict[str, Features] = {}
+        frozen = self.evidence.frozen if self.evidence else None
+        if "frozen" in self.suite.head_baselines and frozen is not None:
+            states = cached(frozen_features(frozen, model))
+            assert model.parts is not None
+            for name, reads in (
+                ("our head's states, before training", model.parts.settings),
+                ("frozen states, mid-depth", MID_DEPTH),
+            ):
+                chosen = feature_columns(frozen.settings, reads, len(frozen.layers), frozen.hidden_size)
+                found[name] = partial(_some_columns, states, chosen)
+        if "minilm" in self.suite.head_baselines:
+            encoder = SentenceEncoder(offline=self.offline)
+            found["MiniLM embeddings"] = cached(lambda records: encoder.encode([r.request for r in records]))
+        return found
 
     def _windows(self, summary: Summary, result: SuiteResult, prompts: Prompts) -> None:
         undefended, ours = self.systems[0], self.systems[1]
@@ -149,8 +177,14 @@ class EvaluationJob:
         figures = {ours.name: window_row_figures(ours, answers)}
         summary.grids["windows"] = window_grid(figures, ours.model.options.schedule)
 
-    def _notes(self, summary: Summary) -> None:
+    def _notes(self, summary: Summary, prompts: Prompts) -> None:
         summary.notes.append(judge_note(self.offline))
+        if prompts.harmful and prompts.benign:
+            effect = gate_effect(self.systems[1].model, prompts.harmful[:_GATED], prompts.benign[:_GATED])
+            summary.notes.append(
+                "The gate: with the slot of a harmful request instead of a benign one's, the log-probability of the "
+                f"trigger's first token rises by {effect} nats."
+            )
         card = self.systems[1].model.card
         if card is not None and card.calibration.get("note"):
             summary.notes.append(
@@ -162,7 +196,7 @@ class EvaluationJob:
 
 
 def frozen_features(parts: SafetyParts, model: SafeModel) -> Any:
-    """Request features of an untouched model: last and mean content state at the depths of `parts`."""
+    """Request features of an untouched model, as the head of `parts` reads them."""
 
     def features(records: Sequence[Record]) -> torch.Tensor:
         prompts = [model.renderer.render(record.prompt) for record in records]
@@ -171,6 +205,10 @@ def frozen_features(parts: SafetyParts, model: SafeModel) -> Any:
         return torch.cat(found)
 
     return features
+
+
+def _some_columns(states: Features, columns: torch.Tensor, records: Sequence[Record]) -> torch.Tensor:
+    return states(records)[:, columns]
 
 
 def _model_score(model: SafeModel) -> Score:

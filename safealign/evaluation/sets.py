@@ -2,10 +2,10 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Sequence
+from collections.abc import Callable
 from dataclasses import dataclass
 
-from safealign.data.parts import take_part
+from safealign.data.parts import interleave, take_part
 from safealign.data.readers import READERS
 from safealign.data.records import BENIGN, MALICIOUS, Record
 from safealign.data.sources import load_records
@@ -18,7 +18,7 @@ Load = Callable[[bool], list[Record]]
 class EvaluationSet:
     """A named set of prompts with one purpose; `sources` are (source, part) pairs.
 
-    `max_characters`: longer prompts are left out (they carry whole documents and would only cost time).
+    `max_characters`: prompts whose turns are longer in all are left out (they carry whole documents).
     """
 
     name: str
@@ -56,17 +56,11 @@ def load_set(name: str, n: int | None = None, offline: bool = False) -> list[Rec
     if name in SETS:
         item = SETS[name]
         parts = [take_part(load_records(s, label=item.label, offline=offline), part, s) for s, part in item.sources]
-        return [record for record in interleave(parts) if _short(record, item.max_characters)][:n]
+        return [record for record in interleave(parts) if _fits(record, item.max_characters)][:n]
     if name in READERS or "/" in name or name.endswith((".jsonl", ".parquet")):
         return load_records(name, offline=offline)[:n]
     raise ConfigError(f"unknown evaluation set {name!r}: known are {', '.join(SETS)}, any data source, or a file")
 
 
-def _short(record: Record, limit: int | None) -> bool:
-    return limit is None or len(record.request) <= limit
-
-
-def interleave(lists: Sequence[Sequence[Record]]) -> list[Record]:
-    """Round-robin over lists, so that a prefix of the result holds something of each."""
-    longest = max(map(len, lists), default=0)
-    return [rows[i] for i in range(longest) for rows in lists if i < len(rows)]
+def _fits(record: Record, limit: int | None) -> bool:
+    return limit is None or record.prompt_characters <= limit

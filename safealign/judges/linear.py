@@ -12,6 +12,9 @@ from torch.nn.functional import binary_cross_entropy_with_logits
 from safealign.errors import CheckpointError, DataError
 
 KEYS = ("weight", "bias", "mean", "scale")
+# L2 penalty per independent text, for regressions on a few thousand rows of standardised states or embeddings: less
+# lets the loudest inputs of the training sources decide, much more forgets what only some texts show.
+PENALTY_PER_TEXT = 0.5
 
 
 class LogisticProbe:

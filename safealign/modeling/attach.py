@@ -16,6 +16,7 @@ import torch
 from torch import nn
 
 from safealign.errors import UnsupportedModelError
+from safealign.layout import RowKind
 from safealign.modeling.safety_token import HeadSettings, SafetyHead, SafetyToken
 
 TOKEN_NAME = "safety_token"
@@ -75,6 +76,7 @@ class SafetyParts:
         self.decoder: nn.Module = lm.get_decoder()  # type: ignore[operator]
         self.layers = _decoder_layers(self.decoder)
         self.depths = settings.blocks(len(self.layers))
+        self.hidden_size: int = lm.get_input_embeddings().weight.shape[1]  # type: ignore[operator, union-attr]
         self._active: Capture | None = None
         self._handles = self._hook()
 
@@ -110,10 +112,20 @@ class SafetyParts:
         return torch.cat([part.float().flatten(-2) for part in wanted if part is not None], dim=-1)
 
     def score(
-        self, row: torch.Tensor, mean: torch.Tensor | None = None, last: torch.Tensor | None = None
+        self,
+        kinds: torch.Tensor,
+        row: torch.Tensor,
+        mean: torch.Tensor | None = None,
+        last: torch.Tensor | None = None,
     ) -> torch.Tensor:
-        """Safety logits in fp32, shape of the leading dimensions."""
-        return self.head(self.features(row, mean, last))
+        """Safety logits in fp32, shape of the leading dimensions; `kinds` are the rows' `RowKind`s."""
+        return self.head(self.features(row, mean, last), self.readouts(kinds))
+
+    def readouts(self, kinds: torch.Tensor) -> torch.Tensor:
+        """Which of the head's read-outs judges rows of these kinds."""
+        if not self.settings.separate_windows:
+            return torch.zeros_like(kinds)
+        return (kinds == RowKind.WINDOW).long()
 
     def detach(self) -> None:
         """Removes every hook; the submodules stay."""
@@ -176,9 +188,10 @@ def attach(lm: nn.Module, settings: HeadSettings, init: str = "mean", role_ids: 
     hidden = embedding.shape[1]
     decoder: nn.Module = lm.get_decoder()  # type: ignore[operator]
     if not hasattr(lm, TOKEN_NAME):
+        width = settings.width(len(_decoder_layers(decoder)), hidden)
         token = SafetyToken(hidden).to(embedding.device)
         lm.add_module(TOKEN_NAME, token)
-        lm.add_module(HEAD_NAME, SafetyHead(settings.width(len(_decoder_layers(decoder)), hidden)).to(embedding.device))
+        lm.add_module(HEAD_NAME, SafetyHead(width, settings.n_readouts).to(embedding.device))
         with torch.no_grad():
             token.weight.copy_(_initial_vector(embedding, init, role_ids))
     return SafetyParts(lm, settings)

@@ -49,7 +49,11 @@ class SafetyCard:
 
     def to_dict(self) -> dict[str, Any]:
         """Plain form for JSON."""
-        head = {"layers": list(self.head.layers), "pool": list(self.head.pool)}
+        head = {
+            "layers": list(self.head.layers),
+            "pool": list(self.head.pool),
+            "separate_windows": self.head.separate_windows,
+        }
         return {**self.__dict__, "head": head, "format_version": FORMAT_VERSION}
 
     @classmethod
@@ -62,7 +66,8 @@ class SafetyCard:
                 "export the run again with this version"
             )
         try:
-            head = HeadSettings(tuple(data["head"]["layers"]), tuple(data["head"]["pool"]))
+            reads = data["head"]
+            head = HeadSettings(tuple(reads["layers"]), tuple(reads["pool"]), bool(reads["separate_windows"]))
             names = cls.__dataclass_fields__.keys() - {"head"}
             return cls(head=head, **{name: data[name] for name in names})
         except (KeyError, TypeError, ValueError) as error:
@@ -135,13 +140,14 @@ def _active(module: torch.nn.Module) -> Any:
 
 
 def _probe(tensors: Mapping[str, torch.Tensor]) -> dict[str, float]:
-    """A fixed vector through the head, in fp64: `σ⁻¹(p) = w·((x - mean)/scale) + b`."""
+    """A fixed vector through each read-out, in fp64: `σ⁻¹(p) = w·((x - mean)/scale) + b`."""
     mean = tensors["head.mean"].double()
-    vector = torch.sin(torch.arange(1, mean.numel() + 1, dtype=torch.float64))
+    vector = torch.sin(torch.arange(1, mean.shape[-1] + 1, dtype=torch.float64))
     standard = (vector - mean) / tensors["head.scale"].double()
-    logit = tensors["head.linear.weight"].double().reshape(-1) @ standard + tensors["head.linear.bias"].double()
+    logits = (tensors["head.linear.weight"].double() * standard).sum(-1) + tensors["head.linear.bias"].double()
     token = tensors["token.weight"].double()
-    return {"logit": float(logit), "token product": float(token @ vector[: token.numel()])}
+    found = {f"logit {index}": float(logit) for index, logit in enumerate(logits)}
+    return found | {"token product": float(token @ vector[: token.numel()])}
 
 
 def _read_json(path: Path, folder: Path) -> dict[str, Any]:

@@ -11,6 +11,7 @@ import torch
 from safealign.layout.collate import SafetyBatch, collate_layouts
 from safealign.layout.layout import Layout
 from safealign.modeling.attach import Capture, DeepEnough, RowPlan, SafetyParts
+from safealign.modeling.safety_token import HeadSettings
 
 
 @dataclass
@@ -40,7 +41,24 @@ def batch_features(parts: SafetyParts, capture: Capture, batch: SafetyBatch) -> 
 
 def batch_logits(parts: SafetyParts, capture: Capture, batch: SafetyBatch) -> torch.Tensor:
     """Safety logits `[B, S]` in fp32."""
-    return parts.head(batch_features(parts, capture, batch))
+    return parts.head(batch_features(parts, capture, batch), parts.readouts(batch.kinds))
+
+
+def feature_columns(whole: HeadSettings, part: HeadSettings, n_layers: int, hidden_size: int) -> torch.Tensor:
+    """Which head inputs of a head that reads `whole` a head that reads `part` of it would have, in its order.
+
+    Raises ValueError when `part` reads something that `whole` does not.
+    """
+    depths = whole.blocks(n_layers)
+    try:
+        places = [
+            whole.pool.index(pool) * len(depths) + depths.index(depth)
+            for pool in part.pool
+            for depth in part.blocks(n_layers)
+        ]
+    except ValueError as error:
+        raise ValueError(f"a head that reads {whole} has no states for one that reads {part}") from error
+    return torch.cat([torch.arange(place * hidden_size, (place + 1) * hidden_size) for place in places])
 
 
 def plan_for(batch: SafetyBatch, compact: torch.Tensor | None = None) -> RowPlan:

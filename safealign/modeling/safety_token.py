@@ -21,11 +21,13 @@ class HeadSettings:
     `layers`: fractions of depth in (0, 1]; f is the output of block round(f·L), f = 1 after the final norm.
     `pool`: any of `row` (the safety row's own state), `mean` (mean over the row's span), `last` (the last
     row of the span: for the request its last content token, so that windows never lean on the request's verdict);
-    their states are concatenated.
+    their states are concatenated. `separate_windows`: windows over an answer are read by weights of their own, since
+    requests and answers look different at the depths that tell most; False is the paper's single read-out.
     """
 
     layers: tuple[float, ...] = (1.0,)
     pool: tuple[str, ...] = ("row",)
+    separate_windows: bool = False
 
     def __post_init__(self) -> None:
         if not self.layers or any(not 0.0 < f <= 1.0 for f in self.layers):
@@ -43,6 +45,12 @@ class HeadSettings:
         return len(self.blocks(n_layers)) * len(self.pool) * hidden_size
 
 
+    @property
+    def n_readouts(self) -> int:
+        """Linear read-outs: one for all rows, or one for requests (and their refreshes) and one for windows."""
+        return 2 if self.separate_windows else 1
+
+
 class SafetyToken(nn.Module):
     """The safety token's own embedding vector `[H]`, not a row of any vocabulary; kept in fp32."""
 
@@ -56,38 +64,48 @@ class SafetyToken(nn.Module):
 
 
 class SafetyHead(nn.Module):
-    """Standardise, then one linear logit, always computed in fp32.
+    """Standardise, then a linear logit, always computed in fp32; one set of weights for each of R read-outs.
 
-    `mean` and `scale` are fixed once from the frozen model's features and saved with the head.
+    `mean` and `scale` `[R, width]` are fixed once from the frozen model's features and saved with the head.
     """
 
     mean: torch.Tensor
     scale: torch.Tensor
 
-    def __init__(self, width: int) -> None:
+    def __init__(self, width: int, n_readouts: int = 1) -> None:
         super().__init__()
-        self.linear = nn.Linear(width, 1, dtype=torch.float32)
+        self.linear = nn.Linear(width, n_readouts, dtype=torch.float32)
         nn.init.zeros_(self.linear.weight)
         nn.init.zeros_(self.linear.bias)
-        self.register_buffer("mean", torch.zeros(width, dtype=torch.float32))
-        self.register_buffer("scale", torch.ones(width, dtype=torch.float32))
+        self.register_buffer("mean", torch.zeros(n_readouts, width, dtype=torch.float32))
+        self.register_buffer("scale", torch.ones(n_readouts, width, dtype=torch.float32))
 
-    def forward(self, features: torch.Tensor) -> torch.Tensor:
-        """Features `[..., width]` to logits `[...]` in fp32, whatever autocast says."""
+    def forward(self, features: torch.Tensor, readouts: torch.Tensor | None = None) -> torch.Tensor:
+        """Features `[..., width]` to logits `[...]` in fp32, whatever autocast says.
+
+        `readouts`: which read-out judges each row, integers `[...]`; None takes the first for all.
+        """
         with torch.autocast(features.device.type, enabled=False):
-            standard = (features.float() - self.mean.float()) / self.scale.float()
-            weight, bias = self.linear.weight.float(), self.linear.bias.float()
-            return nn.functional.linear(standard, weight, bias).squeeze(-1)
+            rows = features.float()
+            logits = torch.stack([self._logit(rows, index) for index in range(len(self.mean))], dim=-1)
+        if readouts is None:
+            return logits[..., 0]
+        return logits.gather(-1, readouts.unsqueeze(-1)).squeeze(-1)
+
+    def _logit(self, rows: torch.Tensor, index: int) -> torch.Tensor:
+        standard = (rows - self.mean[index].float()) / self.scale[index].float()
+        weight, bias = self.linear.weight[index].float(), self.linear.bias[index].float()
+        return nn.functional.linear(standard, weight[None], bias[None]).squeeze(-1)
 
     @torch.no_grad()
-    def standardise_on(self, features: torch.Tensor) -> None:
-        """Fixes mean and scale from frozen features `[N, width]`; constant inputs keep scale 1."""
-        self.mean.copy_(features.float().mean(dim=0))
+    def standardise_on(self, features: torch.Tensor, readout: int = 0) -> None:
+        """Fixes mean and scale of a read-out from frozen features `[N, width]`; constant inputs keep scale 1."""
+        self.mean[readout].copy_(features.float().mean(dim=0))
         deviation = features.float().std(dim=0, unbiased=False)
-        self.scale.copy_(torch.where(deviation > 1e-6, deviation, torch.ones_like(deviation)))
+        self.scale[readout].copy_(torch.where(deviation > 1e-6, deviation, torch.ones_like(deviation)))
 
     @torch.no_grad()
-    def set_linear(self, weight: torch.Tensor, bias: float) -> None:
+    def set_linear(self, weight: torch.Tensor, bias: float, readout: int = 0) -> None:
         """Loads a linear solution found on standardised features (the warm start)."""
-        self.linear.weight.copy_(weight.reshape(1, -1))
-        self.linear.bias.fill_(float(bias))
+        self.linear.weight[readout].copy_(weight.reshape(-1))
+        self.linear.bias[readout].fill_(float(bias))

@@ -105,9 +105,12 @@ def _finite(value: float) -> float:
 
 
 def _temperature(logits: torch.Tensor, labels: torch.Tensor, say: Say) -> float:
-    """The temperature that fits, or 1 where the validation requests lack a label."""
+    """The temperature that fits, or 1 where the validation requests lack a label.
+
+    Never below 1: requests that are told apart without a mistake would have every probability shown as 0 or 1.
+    """
     if len(labels.unique()) == 2:
-        return fit_temperature(logits, labels)
+        return max(1.0, fit_temperature(logits, labels))
     say("  probabilities keep temperature 1: the validation requests do not carry both labels")
     return 1.0
 

@@ -78,9 +78,15 @@ def model_problems(config: TrainConfig, model: Any) -> list[str]:
     return [f"adapter.target_modules={pattern}: matches no module of the model; all-linear takes every linear layer"]
 
 
+def head_settings(config: TrainConfig) -> HeadSettings:
+    """Where the head reads, as the config says; raises ValueError for what no head can read."""
+    head = config.safety.head
+    return HeadSettings(tuple(head.layers), tuple(head.pool), head.separate_windows)
+
+
 def _head_problems(config: TrainConfig) -> list[str]:
     try:
-        HeadSettings(tuple(config.safety.head.layers), tuple(config.safety.head.pool))
+        head_settings(config)
     except ValueError as error:
         return [f"safety.{error}"]
     return []

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import gc
 from dataclasses import asdict, dataclass
 from functools import cached_property
 from pathlib import Path
@@ -18,7 +19,8 @@ from safealign.config.groups import DefenseConfig
 from safealign.config.roots import EvaluateConfig, TrainConfig
 from safealign.data.rendering import Renderer
 from safealign.errors import ConfigError
-from safealign.evaluation.job import EvaluationJob, Evidence
+from safealign.evaluation.job import MID_DEPTH, EvaluationJob, Evidence
+from safealign.evaluation.pair_folds import all_pairs
 from safealign.evaluation.systems import OURS, System, ablations
 from safealign.files import write_text
 from safealign.model import SafeModel, load
@@ -55,6 +57,7 @@ def evaluate_built(config: TrainConfig, built: Built, console: Console, command:
     """The table that training ends with: the export, loaded from disk, beside the baselines; None for `suite=none`."""
     if config.suite.name == "none":
         return None
+    gc.collect()  # the trainer, its optimiser and its model hold each other in a cycle
     console.print(f"evaluation: {config.suite.name} suite", highlight=False)
     dtype = "bf16" if weights_dtype(config) is torch.bfloat16 else "fp32"
     model = load(built.export, dtype=dtype, attn=config.model.attn, offline=config.offline)
@@ -105,10 +108,14 @@ class Shelf:
     def evidence(self, data: TrainingData) -> Evidence:
         """Training requests, calibration units and the frozen base model, for the head's baselines."""
         assert self.run is not None
-        frozen = attach(self.base[0], HeadSettings((0.5,), ("last", "mean")))
+        base, renderer = self.base
+        head = self.run.safety.head
+        reads = HeadSettings((*head.layers, *MID_DEPTH.layers), tuple(dict.fromkeys((*head.pool, *MID_DEPTH.pool))))
+        frozen = attach(base, reads, self.run.safety.init, renderer.content_ids("assistant"))
         settings = self.run.safety.calibration
         confidence = 1.0 - settings.error_probability / 2
-        return Evidence(data.requests, data.calibration, frozen, settings.budget / 2, confidence)
+        pairs = all_pairs(self.run.offline)
+        return Evidence(data.requests, data.calibration, frozen, pairs, settings.budget / 2, confidence)
 
     @property
     def _dtype_name(self) -> str:

@@ -70,12 +70,16 @@ class Example:
 
 @dataclass(frozen=True)
 class _Answer:
-    """A response in tokens: `harmful[j]` of its j-th token, `trained[j]` whether the LM learns it."""
+    """A response in tokens: `harmful[j]` of its j-th token, `trained[j]` whether the LM learns it.
+
+    `judged` is False where nobody said whether the answer is harmful: its windows carry no label.
+    """
 
     rendered: Rendered
     harmful: tuple[bool, ...]
     trained: tuple[bool, ...]
     malicious_request: bool | None
+    judged: bool = True
 
 
 def build_examples(
@@ -122,9 +126,11 @@ def _answer(record: Record, rendered: Rendered) -> _Answer:
         whole or any(start < max(b, a + 1) and a < end for start, end in malicious) for a, b in rendered.offsets
     )
     request = None if record.label is None else record.label == "malicious"
-    # What follows a harmful passage continues it, and what leads to one invites it: none of it is a target.
-    trained = (not any(harmful),) * len(harmful)
-    return _Answer(rendered, harmful, trained, request)
+    judged = record.response_label is not None or bool(record.spans)
+    # What follows a harmful passage continues it, what leads to one invites it, and an answer to a malicious request
+    # that nobody judged may well be one: none of it is a target.
+    learnt = not any(harmful) and (judged or not request)
+    return _Answer(rendered, harmful, (learnt,) * len(harmful), request, judged)
 
 
 def _labels(answer: _Answer) -> tuple[int, ...]:
@@ -164,7 +170,7 @@ def _windows(answer: _Answer, settings: ExampleSettings, rng: random.Random) -> 
     rows = []
     for end in ends:
         begin = max(0, end - settings.window_length)
-        label = float(2 * sum(answer.harmful[begin:end]) >= end - begin)
+        label = float(2 * sum(answer.harmful[begin:end]) >= end - begin) if answer.judged else None
         rows.append(
             window_row(
                 answer.rendered, start + begin, start + end, settings.placement, settings.window_sees_query, label
@@ -196,7 +202,8 @@ def _refreshes(answer: _Answer, settings: ExampleSettings, rng: random.Random) -
     if n == 0 or answer.malicious_request is None:
         return []
     k = rng.randint(1, min(n, settings.refresh_length))
-    label = float(answer.malicious_request or any(answer.harmful[:k]))
+    bad = answer.malicious_request or any(answer.harmful[:k])
+    label = float(bad) if bad or answer.judged else None
     return [refresh_row(answer.rendered, k, settings.placement, label)]
 
 
@@ -208,13 +215,18 @@ def _recovery(
     settings: ExampleSettings,
     rng: random.Random,
 ) -> Iterator[Example]:
-    """Harmful prefix (never a target) → trigger and refusal (trained), as after an intervention at k."""
-    first, n = answer.harmful.index(True), _content_length(answer)
-    k = rng.randint(min(first + 3, n), min(n, first + settings.recovery_max_prefix))
+    """Harmful prefix (never a target) → trigger and refusal (trained), as after an intervention at k.
+
+    Nothing comes where a prefix of three harmful tokens and the refusal do not fit into `max_length`.
+    """
     trigger = renderer.trigger_ids(settings.trigger, mid_answer=True)
     reason = renderer.content_ids(" " + refusal_reason(record, rng, settings.name_category))
     tail = (*trigger, *reason, *renderer.end_ids)
-    start = rendered.response.start
+    start, first = rendered.response.start, answer.harmful.index(True)
+    n = min(_content_length(answer), settings.max_length - start - len(tail))
+    if n <= first:
+        return
+    k = rng.randint(min(first + 3, n), min(n, first + settings.recovery_max_prefix))
     ids = (*rendered.input_ids[: start + k], *tail)
     joined = Rendered(ids, rendered.query_end, rendered.content, Span(start, len(ids)))
     recovered = _Answer(

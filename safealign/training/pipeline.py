@@ -23,10 +23,9 @@ from safealign.modeling.checkpoint import SafetyCard
 from safealign.modeling.exporting import export_model, merged
 from safealign.modeling.features import layout_logits
 from safealign.modeling.loading import TINY_NAME, load_base
-from safealign.modeling.safety_token import HeadSettings
 from safealign.training.calibrating import CalibrationResult, calibrate_model
 from safealign.training.cards import write_card
-from safealign.training.checks import config_problems, model_problems
+from safealign.training.checks import config_problems, head_settings, model_problems
 from safealign.training.prepare import TrainingData, prepare
 from safealign.training.run import TrainedModel, fit, require_examples
 
@@ -146,7 +145,7 @@ def decoding_options(config: TrainConfig) -> dict[str, Any]:
 def _card(config: TrainConfig, data: TrainingData, calibration: CalibrationResult | None) -> SafetyCard:
     options = decoding_options(config)
     return SafetyCard(
-        head=HeadSettings(tuple(config.safety.head.layers), tuple(config.safety.head.pool)),
+        head=head_settings(config),
         placement=config.safety.placement,
         window_sees_query=config.safety.windows.sees_query,
         trigger=config.safety.trigger,

@@ -7,7 +7,7 @@ import hashlib
 import random
 from collections import Counter
 from collections.abc import Callable, Sequence
-from dataclasses import asdict, dataclass, field
+from dataclasses import asdict, dataclass, field, replace
 from typing import Any
 
 import torch
@@ -15,7 +15,7 @@ import torch
 from safealign.config.roots import TrainConfig
 from safealign.data.mixing import MixSettings, build_mix
 from safealign.data.pairings import PairingSettings, pair
-from safealign.data.records import MALICIOUS, Record
+from safealign.data.records import BENIGN, MALICIOUS, Message, Record
 from safealign.data.refusals import names_harm
 from safealign.data.rendering import Renderer
 from safealign.data.templates import load_templates
@@ -39,14 +39,15 @@ class TrainingData:
     """What a run trains, evaluates and calibrates on; `report` says where it came from and what was left out.
 
     `requests`: all mixed requests; baselines are trained on them, and `warm` holds the same as prompts, on which
-    the head is started. `train` is the part that the model itself is trained on, with answers. `calibration`:
-    benign requests that nothing else sees.
+    the head is started; its windows start on `warm_answers`. `train` is the part that the model itself is trained on,
+    with answers. `calibration`: benign requests that nothing else sees.
     """
 
     train: list[Example]
     validation: list[Example]
     requests: list[Record]
     warm: list[Example]
+    warm_answers: list[Example]
     calibration: list[Record]
     report: dict[str, Any] = field(default_factory=dict)
 
@@ -85,9 +86,9 @@ def prepare(
     when the verdict or the thresholds would have nothing to rest on.
     """
     records = load_sources(config)
-    everyday, compliant = sample(config, model, renderer, records, say)
-    everyday = guarded(everyday, records, encode, say)
-    return arrange(config, [*records, *everyday, *compliant], renderer, say, encode)
+    sampled = sample(config, model, renderer, records, say)
+    sampled.everyday = guarded(sampled.everyday, records, encode, say)
+    return arrange(config, [*records, *sampled.all], renderer, say, encode)
 
 
 def arrange(
@@ -111,6 +112,7 @@ def arrange(
         validation=_drawn(_paired(validation, held, config, config.data.val_fraction), renderer, config, 1, left_out),
         requests=requests,
         warm=_drawn(warm, renderer, config, 0, left_out),
+        warm_answers=_warm_answers(requests, train, renderer, config),
         calibration=calibration,
     )
     data.report = _report(clean, guard.counts, data) | {"too_long": len(set(left_out))}
@@ -150,14 +152,45 @@ def _paired(requests: list[Record], records: Sequence[Record], config: TrainConf
     """What the model is trained on: requests with and without answers, harmful answers, transitions."""
     data = config.data
     counts = {name: round(share * getattr(data, name)) for name in _PAIRING_COUNTS}
-    settings = PairingSettings(config.safety.trigger, config.safety.refusal_categories, **counts)
-    harmful = [record for record in records if record.response_label == MALICIOUS]
-    paired = pair(requests, harmful, settings, config.seed)
+    paired = pair(requests, _harmful_answers(records), _pairing(config, counts), config.seed)
     random.Random(f"order/{config.seed}").shuffle(paired)
     return paired
 
 
-_MIX_COUNTS = ("per_style", "wrapped", "about", "homonyms", "intents", "people")
+def _warm_answers(
+    requests: list[Record], records: Sequence[Record], renderer: Renderer, config: TrainConfig
+) -> list[Example]:
+    """Answers of every kind, many more than the model is trained on, for the start of the windows' read-out."""
+    n = config.data.warm_answers
+    counts = {"harmful_answers": n, "benign_answers": n, "transitions": n // 2, "refusals": n // 4, "prompts": 0}
+    pairing = replace(_pairing(config, counts), max_opening_words=_WARM_OPENING)
+    beginnings = [_beginning(record) for record in requests]
+    answers = pair(beginnings, [_beginning(r) for r in _harmful_answers(records)], pairing, config.seed)
+    settings = replace(example_settings(config), windows_per_answer=_WARM_WINDOWS, recovery_share=0.0)
+    examples = build_examples(answers if n else [], renderer, settings, config.seed)
+    return [example for example in examples if example.layout.last_query < config.data.max_length]
+
+
+def _beginning(record: Record) -> Record:
+    """The record with the first words of its answer: a window sees ten tokens, and beginnings decide in time."""
+    words = (record.response or "").split(" ")
+    if len(words) <= _WARM_WORDS or record.spans:
+        return record
+    answer = Message("assistant", " ".join(words[:_WARM_WORDS]))
+    return replace(record, messages=(*record.prompt, answer), complete=False)
+
+
+def _harmful_answers(records: Sequence[Record]) -> list[Record]:
+    return [record for record in records if record.response_label == MALICIOUS]
+
+
+def _pairing(config: TrainConfig, counts: dict[str, int]) -> PairingSettings:
+    return PairingSettings(config.safety.trigger, config.safety.refusal_categories, **counts)
+
+
+_WARM_WORDS, _WARM_OPENING = 40, 8
+_WARM_WINDOWS = 8  # of each answer: states of a row more or less cost nothing beside the answer's own
+_MIX_COUNTS = ("per_style", "wrapped", "about", "homonyms", "intents", "people", "falsehoods")
 _PAIRING_COUNTS = ("refusals", "benign_answers", "harmful_answers", "transitions", "prompts")
 
 
@@ -176,28 +209,51 @@ def to_comply(records: Sequence[Record]) -> list[Record]:
     return [record for record in records if record.label == MALICIOUS and record.response_label != MALICIOUS]
 
 
+def unanswered(records: Sequence[Record]) -> list[Record]:
+    """Benign requests that came without an answer."""
+    return [record for record in records if record.label == BENIGN and not record.response]
+
+
+@dataclass
+class Sampled:
+    """What the undefended model wrote: `everyday` requests with answers, `compliant` answers to malicious requests,
+    and `answers` to benign requests that had none.
+    """
+
+    everyday: list[Record] = field(default_factory=list)
+    compliant: list[Record] = field(default_factory=list)
+    answers: list[Record] = field(default_factory=list)
+
+    @property
+    def all(self) -> list[Record]:
+        """Every sampled record."""
+        return [*self.everyday, *self.compliant, *self.answers]
+
+
 def sample(
     config: TrainConfig, model: Any, renderer: Renderer, records: Sequence[Record], say: Say, only_cached: bool = False
-) -> tuple[list[Record], list[Record]]:
-    """Everyday requests with the undefended model's answers, and its compliant answers to malicious requests.
+) -> Sampled:
+    """What the undefended model writes itself, as `data.sampling` asks.
 
     `only_cached`: what is not in the cache yet is left out rather than sampled.
     """
     wanted = config.data.sampling
     writer = model if only_cached else _quick_copy(model)
     sampler = Sampler(writer, renderer, sampling_settings(config), only_cached=only_cached)
-    everyday: list[Record] = []
-    compliant: list[Record] = []
+    refused, found = RefusalMatcher().refused, Sampled()
     if wanted.everyday:
         say(f"everyday requests of the undefended model, with its own answers: {wanted.everyday} wanted")
-        everyday = sampler.everyday(lambda text: not names_harm(text))
-        say(f"  {len(everyday)} in hand")
-    malicious = to_comply(records)
-    if wanted.compliant and malicious:
+        found.everyday = sampler.everyday(lambda text: not names_harm(text))
+        say(f"  {len(found.everyday)} in hand")
+    if wanted.compliant and (malicious := to_comply(records)):
         say(f"the undefended model's own answers to malicious training requests: {wanted.compliant} wanted")
-        compliant = sampler.compliant(malicious, RefusalMatcher().refused)
-        say(f"  {len(compliant)} complied with")
-    return everyday, compliant
+        found.compliant = sampler.compliant(malicious, refused)
+        say(f"  {len(found.compliant)} complied with")
+    if wanted.answers and (benign := unanswered(records)):
+        say(f"the undefended model's own answers to benign requests without one: {wanted.answers} wanted")
+        found.answers = sampler.answers(benign, refused)
+        say(f"  {len(found.answers)} in hand")
+    return found
 
 
 def sampling_settings(config: TrainConfig) -> SamplingSettings:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import inspect
+import math
 import time
 from dataclasses import dataclass
 from pathlib import Path
@@ -16,9 +17,9 @@ from safealign.data.rendering import Renderer
 from safealign.errors import ConfigError
 from safealign.modeling.attach import HEAD_NAME, TOKEN_NAME, SafetyParts, attach
 from safealign.modeling.precision import compute_dtype
-from safealign.modeling.safety_token import HeadSettings
 from safealign.training.callbacks.metrics_file import MetricsFile
 from safealign.training.callbacks.progress import ProgressLine
+from safealign.training.checks import head_settings
 from safealign.training.collator import SafetyCollator
 from safealign.training.prepare import TrainingData
 from safealign.training.safety_loss import SafetyObjective
@@ -52,7 +53,7 @@ def fit(config: TrainConfig, model: Any, renderer: Renderer, data: TrainingData,
     warm = None
     if data.warm:
         console.print("warm start: reading the frozen model's states", highlight=False)
-        warm = warm_start(parts, data.warm, data.train, autocast=autocast, fit=config.safety.warm_start)
+        warm = warm_start(parts, data.warm, data.warm_answers, autocast=autocast, fit=config.safety.warm_start)
     torch.manual_seed(config.seed)  # the adapter's first weights must not depend on what was sampled before
     trainer = build_trainer(config, model, renderer, data, parts, console)
     trainer.train()
@@ -64,9 +65,8 @@ def fit(config: TrainConfig, model: Any, renderer: Renderer, data: TrainingData,
 
 def attach_from(config: TrainConfig, model: Any, renderer: Renderer) -> SafetyParts:
     """Attaches safety token and head as the config's `safety` group says."""
-    head = HeadSettings(tuple(config.safety.head.layers), tuple(config.safety.head.pool))
     role_ids = renderer.content_ids("assistant")
-    return attach(model, head, config.safety.init, role_ids)
+    return attach(model, head_settings(config), config.safety.init, role_ids)
 
 
 def build_trainer(
@@ -133,7 +133,8 @@ def trainer_arguments(config: TrainConfig, n_examples: int, evaluates: bool) -> 
     t = config.trainer
     dtype = compute_dtype(t.precision)
     steps = planned_steps(config, n_examples)
-    eval_steps = max(1, round(t.eval_steps * steps)) if t.eval_steps < 1 else int(t.eval_steps)
+    # Rounded up: the last share must not end a step or two before the run, which is evaluated at its end as well.
+    eval_steps = max(1, math.ceil(t.eval_steps * steps)) if t.eval_steps < 1 else int(t.eval_steps)
     # Its name changed from one release of transformers to the next.
     new = "activation_checkpointing" in inspect.signature(SFTConfig).parameters
     checkpointing: dict[str, Any] = {("activation" if new else "gradient") + "_checkpointing": t.gradient_checkpointing}

@@ -12,12 +12,13 @@ from safealign.training.sources import load_sources
 
 
 def fill_cache(config: TrainConfig) -> None:
-    """Samples everyday requests and compliant answers as the config asks; what is cached already is kept."""
+    """Samples what `data.sampling` asks for; what is cached already is kept."""
     console = Console()
     announce(config, console)
     model, renderer = load_model(config)
-    everyday, compliant = sample(config, model, renderer, load_sources(config), sayer(console))
+    sampled = sample(config, model, renderer, load_sources(config), sayer(console))
     console.print(
-        f"{len(everyday)} everyday requests and {len(compliant)} compliant answers lie in {cache_dir() / 'sampled'}",
+        f"{len(sampled.everyday)} everyday requests, {len(sampled.compliant)} compliant answers and "
+        f"{len(sampled.answers)} answers to benign requests lie in {cache_dir() / 'sampled'}",
         highlight=False,
     )

@@ -48,12 +48,7 @@ def collect_sources(config: TrainConfig) -> tuple[list[Record], list[str]]:
 def calibration_only(config: TrainConfig) -> list[Record]:
     """Benign requests of `data.calibration`, without answers; those that carry whole documents are left out."""
     records = [prompt_only(r) for source in config.data.calibration for r in load_source(source, config.offline)]
-    return [r for r in records if r.label == BENIGN and _characters(r) <= _CALIBRATION_CHARACTERS]
-
-
-def _characters(record: Record) -> int:
-    """Length of all turns: one long conversation would make the whole batch's cache as wide as itself."""
-    return sum(len(turn.content) for turn in record.messages)
+    return [r for r in records if r.label == BENIGN and r.prompt_characters <= _CALIBRATION_CHARACTERS]
 
 
 def load_source(source: SourceConfig, offline: bool) -> list[Record]:

@@ -7,7 +7,7 @@ from collections.abc import Sequence
 
 from safealign.data.leaks import normalise
 from safealign.data.records import BENIGN, Record
-from safealign.sampling import spread
+from safealign.sampling import OWN_ANSWER, spread
 
 
 def family(record: Record) -> str:
@@ -33,11 +33,12 @@ def hold_out(records: Sequence[Record], units: int) -> tuple[list[Record], list[
     """`(training, calibration)`: answered benign requests, evenly from all sources, leave training with their kin.
 
     At most `units` of them and a third of what there is; one of each family, or units would not be independent.
+    Requests that the sampler had to answer stay: most of them sound harmful, and training has few of those.
     """
     names = families(records)
     candidates: dict[str, Record] = {}
     for name, record in zip(names, records, strict=True):
-        if record.label == BENIGN and record.response:
+        if record.label == BENIGN and record.response and record.source != OWN_ANSWER:
             candidates.setdefault(name, record)
     wanted = min(units, len(candidates) // 3)
     chosen = [name for name, _ in spread(list(candidates.items()), wanted)]

@@ -54,8 +54,8 @@ def _arranged(
 ) -> TrainingData:
     """The training data with what is sampled already; nothing is sampled, and meaning is not compared."""
     say = sayer(console)
-    everyday, compliant = sample(config, model, renderer, records, say, only_cached=True)
-    return arrange(config, [*records, *everyday, *compliant], renderer, say)
+    sampled = sample(config, model, renderer, records, say, only_cached=True)
+    return arrange(config, [*records, *sampled.all], renderer, say)
 
 
 def _show(config: TrainConfig, model: Any, renderer: Renderer, data: TrainingData, console: Console) -> None:

@@ -8,10 +8,11 @@ from __future__ import annotations
 
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, replace
+from typing import Any
 
 import torch
 
-from safealign.judges.linear import LogisticProbe
+from safealign.judges.linear import PENALTY_PER_TEXT, LogisticProbe
 from safealign.layout import Layout, RowKind
 from safealign.modeling.attach import SafetyParts
 from safealign.modeling.features import layout_features
@@ -20,11 +21,16 @@ from safealign.training.examples import Example
 
 @dataclass
 class WarmStart:
-    """Frozen features `[N, width]`, labels `[N]` and row kinds `[N]` that the head was started on."""
+    """What the head was started on: frozen features `[N, width]`, labels, row kinds and text numbers, each `[N]`."""
 
     features: torch.Tensor
     labels: torch.Tensor
     kinds: torch.Tensor
+    texts: torch.Tensor
+
+    def of(self, chosen: torch.Tensor) -> WarmStart:
+        """The chosen rows, `chosen` being bool `[N]`."""
+        return WarmStart(self.features[chosen], self.labels[chosen], self.kinds[chosen], self.texts[chosen])
 
 
 def warm_start(
@@ -32,8 +38,7 @@ def warm_start(
     requests: Sequence[Example],
     answered: Sequence[Example],
     *,
-    window_examples: int = 300,
-    l2: float = 100.0,
+    penalty: float = PENALTY_PER_TEXT,
     batch_size: int = 32,
     autocast: torch.dtype | None = None,
     fit: bool = True,
@@ -41,27 +46,38 @@ def warm_start(
 ) -> WarmStart:
     """Standardises the head on frozen features and, with `fit`, loads the regression's solution.
 
-    The verdicts on `requests` are read from the prompts alone, windows from at most `window_examples` of
-    `answered` with the gate closed (a fresh slot would only disturb the frozen model). Both labels and both kinds
-    of row weigh the same in all.
+    The verdicts on `requests` are read from the prompts alone, windows from `answered` with the gate closed (a fresh
+    slot would only disturb the frozen model). Both labels and all kinds of row that a read-out judges weigh the same
+    in all. `penalty`: L2 per text, since the windows of one answer are no independent evidence.
     """
     prompts = [(e.input_ids[: _prompt_end(e)], _requests_only(e.layout)) for e in requests]
-    whole = [(e.input_ids, _closed(e.layout)) for e in _with_windows(answered)[:window_examples]]
+    whole = [(e.input_ids, _closed(e.layout)) for e in answered]
     chosen = [(ids, layout) for ids, layout in [*prompts, *whole] if layout.safety]
     device = str(parts.head.mean.device.type)
     with torch.autocast(device, dtype=autocast or torch.bfloat16, enabled=autocast is not None):
         found = layout_features(
             parts, [ids for ids, _ in chosen], [layout for _, layout in chosen], batch_size, progress
         )
-    features = torch.cat(found)
-    labels = torch.tensor([row.label for _, layout in chosen for row in layout.safety])
-    kinds = torch.tensor([int(row.kind) for _, layout in chosen for row in layout.safety])
-    parts.head.standardise_on(features)  # type: ignore[operator]
-    if fit:
-        probe = LogisticProbe(parts.head.mean, parts.head.scale)  # type: ignore[arg-type]
-        probe.fit(features, labels, _balance(labels, kinds), l2=l2)
-        parts.head.set_linear(probe.weight.float(), float(probe.bias))  # type: ignore[operator]
-    return WarmStart(features, labels, kinds)
+    start = WarmStart(
+        torch.cat(found),
+        torch.tensor([row.label for _, layout in chosen for row in layout.safety]),
+        torch.tensor([int(row.kind) for _, layout in chosen for row in layout.safety]),
+        torch.tensor([text for text, (_, layout) in enumerate(chosen) for _ in layout.safety]),
+    )
+    readouts = parts.readouts(start.kinds)
+    for readout in readouts.unique().tolist():
+        _start_readout(parts.head, start.of(readouts == readout), readout, penalty if fit else None)
+    return start
+
+
+def _start_readout(head: Any, rows: WarmStart, readout: int, penalty: float | None) -> None:
+    """Standardises one read-out on its rows and, with a `penalty`, loads the regression's solution."""
+    head.standardise_on(rows.features, readout)
+    # Without harmful answers the windows' read-out starts from zero; a request's verdict cannot do without both labels.
+    if penalty is not None and (readout == 0 or len(rows.labels.unique()) == 2):
+        probe = LogisticProbe(head.mean[readout], head.scale[readout])
+        probe.fit(rows.features, rows.labels, _balance(rows.labels, rows.kinds), l2=penalty * len(rows.texts.unique()))
+        head.set_linear(probe.weight.float(), float(probe.bias), readout)
 
 
 def _prompt_end(example: Example) -> int:
@@ -78,20 +94,6 @@ def _requests_only(layout: Layout) -> Layout:
 def _closed(layout: Layout) -> Layout:
     rows = tuple(row for row in layout.safety if row.kind is RowKind.WINDOW and row.label is not None)
     return replace(layout, safety=rows, sees=(-1,) * layout.n_text)
-
-
-def _with_windows(examples: Sequence[Example]) -> list[Example]:
-    """Examples with windows, alternating between those that hold a harmful window and those that do not."""
-    has = [e for e in examples if any(row.kind is RowKind.WINDOW for row in e.layout.safety)]
-    bad = [e for e in has if any(row.kind is RowKind.WINDOW and row.label == 1.0 for row in e.layout.safety)]
-    good = [e for e in has if not any(row.kind is RowKind.WINDOW and row.label == 1.0 for row in e.layout.safety)]
-    n = min(len(bad), len(good))
-    mixed = [e for pair in zip(_spread(bad, n), _spread(good, n), strict=True) for e in pair]
-    return mixed or has
-
-
-def _spread(examples: Sequence[Example], n: int) -> list[Example]:
-    return [examples[i * len(examples) // n] for i in range(n)]
 
 
 def _balance(labels: torch.Tensor, kinds: torch.Tensor) -> torch.Tensor:

@@ -7,7 +7,7 @@ from dataclasses import replace
 
 import pytest
 
-from safealign.data.contrast import about_harm, against_people, homonyms, with_intent
+from safealign.data.contrast import about_harm, against_people, falsehoods, homonyms, with_intent
 from safealign.data.mixing import MixSettings, build_mix, kind_of, mix_counts
 from safealign.data.records import BENIGN, MALICIOUS, Message, Record
 from safealign.data.styles import FRAMES
@@ -54,7 +54,8 @@ def test_labels_follow_the_original_and_are_balanced() -> None:
     mix = build_mix(records, SMALL, 4, TEMPLATES)
     for record in mix:
         origin = (record.id or "").partition("#")[0].partition("@")[0]
-        if kind_of(record) not in ("about", "intent", "homonym", "person"):  # these set labels of their own
+        # Contrasts set labels of their own.
+        if kind_of(record) not in ("about", "intent", "homonym", "person", "falsehood", "argument"):
             assert record.label == labels[origin]
     count = Counter(record.label for record in mix)
     assert count[BENIGN] == count[MALICIOUS]
@@ -100,13 +101,16 @@ def test_contrasts_swap_the_label() -> None:
     assert len(about_harm(malicious, 4)) == len(with_intent(benign, 4)) == 4
     assert all("forbidden toy" in record.request for record in about_harm(malicious, 4))
     assert len({record.request for record in homonyms(200)}) == 200
-    assert homonyms(0) == [] and about_harm([], 3) == []
+    assert homonyms(0) == [] and about_harm([], 3) == [] and falsehoods(0) == []
+    both = falsehoods(30)
+    assert [record.label for record in both] == [MALICIOUS] * 30 + [BENIGN] * 30
+    assert len({record.request for record in both}) == len({record.id for record in both}) == 60
 
 
 def test_one_label_alone_and_no_records_at_all() -> None:
     only = [record for record in _records() if record.label == BENIGN]
-    assert {r.label for r in build_mix(only, MixSettings(people=0, intents=0), 1)} == {BENIGN}
-    assert build_mix([], MixSettings(homonyms=0, people=0), 1) == []
+    assert {r.label for r in build_mix(only, MixSettings(people=0, intents=0, falsehoods=0), 1)} == {BENIGN}
+    assert build_mix([], MixSettings(homonyms=0, people=0, falsehoods=0), 1) == []
 
 
 def test_bad_settings_are_named() -> None:

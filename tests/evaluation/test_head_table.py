@@ -52,7 +52,7 @@ def test_a_linear_baseline_learns_from_features_and_ignores_what_has_no_label(ki
         seen.append(len(records))
         return torch.stack([torch.tensor([float("misdeed" in r.request), 1.0]) for r in records])
 
-    score = linear_baseline(features, requests, l2=1.0)
+    score = linear_baseline(features, requests, penalty=0.01)
     assert seen == [20]
     assert float(score(kit.prompts(1, MALICIOUS))[0]) > 0 > float(score(kit.prompts(1))[0])
 

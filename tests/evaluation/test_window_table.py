@@ -52,7 +52,7 @@ def test_every_stop_of_a_benign_answer_is_a_false_alarm(kit, ours, monkeypatch) 
 def test_the_real_windows_obey_the_threshold(kit, ours, theta: float, share: float) -> None:
     system = System("ours", ours, {"theta_window": theta, "tau": 1})
     found = window_row_figures(system, _answers(kit))
-    assert set(found) == {"benign", "refusal", "caught", "false"}
+    assert set(found) == {"benign", "refusal", "benign_windows", "refusal_windows", "caught", "false"}
     assert found["false"].value == share
     assert 0.0 <= found["benign"].value <= 1.0 and found["benign"].n == 6
 

@@ -57,8 +57,22 @@ def test_the_logit_is_linear_in_standardised_features() -> None:
 def test_constant_inputs_keep_their_scale() -> None:
     head = SafetyHead(2)
     head.standardise_on(torch.tensor([[3.0, 1.0], [3.0, 2.0]]))
-    assert head.scale[0] == 1.0
+    assert head.scale[0, 0] == 1.0
     assert torch.isfinite(head(torch.tensor([[4.0, 1.5]]))).all()
+
+
+def test_each_row_is_judged_by_its_own_read_out() -> None:
+    first, second = torch.randn(20, 6), torch.randn(20, 6) * 3 - 1
+    head = SafetyHead(6, 2)
+    for readout, features in enumerate((first, second)):
+        head.standardise_on(features, readout)
+        head.set_linear(torch.randn(6), float(readout), readout)
+    rows, chosen = torch.randn(4, 3, 6), torch.tensor([[0, 1, 0], [1, 1, 1], [0, 0, 0], [1, 0, 1]])
+    found = head(rows, chosen)
+    for readout, features in enumerate((first, second)):
+        standard = (rows - features.mean(0)) / features.std(0, unbiased=False)
+        expected = standard @ head.linear.weight[readout] + head.linear.bias[readout]
+        torch.testing.assert_close(found[chosen == readout], expected[chosen == readout])
 
 
 @pytest.mark.parametrize("shape", [(6,), (5, 6), (2, 3, 6)])

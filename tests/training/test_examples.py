@@ -306,3 +306,21 @@ def test_all_four_pairings_reach_the_windows(kit) -> None:
     }
     assert seen == {(0.0, 0.0), (0.0, 1.0), (1.0, 0.0), (1.0, 1.0)}
     assert not any(set(_targets(example)) & set(HARMFUL_CHARACTERS) for example in examples)
+
+
+def test_recovery_fits_into_the_longest_example(kit) -> None:
+    whole = max(len(example.input_ids) for seed in range(20) for example in _recoveries(kit, seed))
+    lengths = {
+        longest: [len(e.input_ids) for seed in range(20) for e in _recoveries(kit, seed, max_length=longest)]
+        for longest in range(16, whole)
+    }
+    assert all(length <= longest for longest, found in lengths.items() for length in found)
+    assert any(lengths.values()) and not lengths[20]
+
+
+def test_an_answer_that_nobody_judged_labels_no_window_and_teaches_nothing_to_a_malicious_request(kit) -> None:
+    turns = (Message("user", "Tell of the misdeed"), Message("assistant", "It goes like this and on and on"))
+    for label, learnt in ((MALICIOUS, False), (BENIGN, True), (None, True)):
+        (example,) = _examples([Record(turns, label, None, id="one")])
+        assert any(target != -100 for target in example.labels) is learnt
+        assert {row.label for row in example.layout.safety if row.kind is RowKind.WINDOW} == {None}

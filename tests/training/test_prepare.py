@@ -168,7 +168,7 @@ def test_baselines_and_head_start_from_the_training_side_alone(write, rows, kit)
 @pytest.mark.parametrize("missing", [BENIGN, MALICIOUS])
 def test_a_label_that_is_missing_is_said_before_training(write, rows, kit, missing: str) -> None:
     some = [row for row in rows if row["label"] != missing]
-    none = ["data.mix.about=0", "data.mix.homonyms=0", "data.mix.intents=0", "data.mix.people=0"]
+    none = [f"data.mix.{kind}=0" for kind in ("about", "homonyms", "intents", "people", "falsehoods")]
     with pytest.raises(DataError, match=f"no {missing} request"):
         _arranged(write, some, kit, *none)
 
@@ -181,7 +181,7 @@ def test_thresholds_without_units_are_said_before_training(write, rows, kit) -> 
 
 def test_plain_chat_without_labels_trains_the_model_alone(write, rows, kit) -> None:
     chat = [{"messages": row["messages"]} for row in rows if len(row["messages"]) > 1]
-    none = ["data.mix.about=0", "data.mix.homonyms=0", "data.mix.intents=0", "data.mix.people=0"]
+    none = [f"data.mix.{kind}=0" for kind in ("about", "homonyms", "intents", "people", "falsehoods")]
     data = _arranged(write, chat, kit, "safety.lambda_cls=0", *none)
     assert data.train and not data.warm and not data.calibration
     assert all(row.label is None for example in data.train for row in example.layout.safety if row.kind == 0)

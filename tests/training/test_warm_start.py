@@ -28,13 +28,13 @@ def test_it_standardises_over_request_and_window_rows_and_no_others(kit, example
     found = warm_start(parts, examples, examples)
     assert set(found.kinds.tolist()) == {RowKind.REQUEST, RowKind.WINDOW}
     assert (found.kinds == RowKind.REQUEST).sum() == len(examples)
-    torch.testing.assert_close(parts.head.mean, found.features.mean(dim=0))
-    torch.testing.assert_close(parts.head.scale, found.features.std(dim=0, unbiased=False))
+    torch.testing.assert_close(parts.head.mean[0], found.features.mean(dim=0))
+    torch.testing.assert_close(parts.head.scale[0], found.features.std(dim=0, unbiased=False))
 
 
 def test_it_starts_the_head_at_the_regressions_solution(kit, examples) -> None:
     _, parts = kit.safe_model()
-    found = warm_start(parts, examples, examples, l2=1.0)
+    found = warm_start(parts, examples, examples, penalty=0.01)
     logits = parts.head(found.features)
     requests = found.kinds == RowKind.REQUEST
     assert ((logits > 0) == (found.labels > 0.5))[requests].all()
@@ -66,12 +66,30 @@ def test_the_language_model_and_the_token_stay_frozen(kit, examples) -> None:
     assert changed == {f"safety_head.{name}" for name in ("mean", "scale", "linear.weight", "linear.bias")}
 
 
-def test_windows_are_limited_and_of_both_labels(kit, examples) -> None:
+def test_separate_read_outs_start_each_on_their_own_rows(kit, examples) -> None:
+    _, parts = kit.safe_model(separate_windows=True)
+    found = warm_start(parts, examples, examples, penalty=0.01)
+    for readout, kind in ((0, RowKind.REQUEST), (1, RowKind.WINDOW)):
+        rows = found.of(found.kinds == kind)
+        torch.testing.assert_close(parts.head.mean[readout], rows.features.mean(dim=0))
+        logits = parts.head(rows.features, parts.readouts(rows.kinds))
+        assert ((logits > 0) == (rows.labels > 0.5)).double().mean() > 0.9
+    assert not torch.equal(parts.head.linear.weight[0], parts.head.linear.weight[1])
+
+
+def test_windows_of_one_label_leave_their_read_out_as_it_is(kit, examples) -> None:
+    _, parts = kit.safe_model(separate_windows=True)
+    benign = [e for e in examples if not any(r.label == 1.0 for r in e.layout.safety if r.kind is RowKind.WINDOW)]
+    before = parts.head.linear.weight.detach().clone()
+    warm_start(parts, examples, benign)
+    assert not torch.equal(parts.head.linear.weight[0], before[0])
+    assert torch.equal(parts.head.linear.weight[1], before[1])
+
+
+def test_the_penalty_counts_texts_and_not_their_windows(kit, examples) -> None:
     _, parts = kit.safe_model()
-    found = warm_start(parts, examples, examples, window_examples=2)
-    windows = found.labels[found.kinds == RowKind.WINDOW]
-    assert 0 < len(windows) <= 2 * 6
-    assert set(windows.tolist()) == {0.0, 1.0}
+    found = warm_start(parts, examples, examples)
+    assert len(found.texts.unique()) <= 2 * len(examples) < len(found.texts)
 
 
 def test_unlabelled_rows_are_left_out(kit, examples) -> None:
