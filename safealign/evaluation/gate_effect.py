@@ -8,6 +8,7 @@ leave the deeper keys and values empty of any verdict; then this figure is near 
 from __future__ import annotations
 
 from collections.abc import Sequence
+from typing import Any
 
 import torch
 
@@ -57,10 +58,11 @@ def opening_logits(parts: SafetyParts, text: Rendered, slot: Rendered, placement
         allowed[rows, span.start : span.end] = True
     allowed[rows, rows] = True
     positions = [*range(n_slot), *range(n_text), request_row(text, placement).position]
-    device = parts.lm.device
+    lm: Any = parts.lm
+    device = lm.device
     mask = additive(allowed, torch.float32)[None, None].to(device)
     plan = RowPlan(1, mask, torch.tensor([positions], device=device), capture=False)
     with parts.armed(plan):
         ids = torch.tensor([[*slot.input_ids, *text.input_ids]], device=device)
-        found: torch.Tensor = parts.lm(input_ids=ids, use_cache=False, logits_to_keep=1).logits  # type: ignore[operator]
+        found: torch.Tensor = lm(input_ids=ids, use_cache=False, logits_to_keep=1).logits
     return found[0, -1].float()

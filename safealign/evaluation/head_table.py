@@ -9,7 +9,6 @@ import torch
 
 from safealign.data.records import BENIGN, MALICIOUS, Record
 from safealign.data.wrapping import Template, wrap_both
-from safealign.evaluation.metrics.calibration import threshold
 from safealign.evaluation.metrics.ranking import auroc, fire_rate
 from safealign.evaluation.pair_folds import Fit, Score, fold_auroc, left_out_auroc
 from safealign.judges.linear import PENALTY_PER_TEXT, LogisticProbe
@@ -28,7 +27,7 @@ EVERYDAY_COLUMN = Measure("everyday", "everyday false alarms at θ", "rate", "�
 
 @dataclass
 class HeadSets:
-    """The prompts of the head's table. `calibration`: benign requests that set each row's θ."""
+    """The prompts of the head's table."""
 
     harmful: list[Record]
     benign: list[Record]
@@ -36,7 +35,6 @@ class HeadSets:
     pairs: list[Record]
     everyday: list[Record]
     wrapped: list[Record]
-    calibration: list[Record]
 
 
 def wrapped_set(
@@ -46,8 +44,8 @@ def wrapped_set(
     return wrap_both(list(harmful), list(benign), templates, n, 120, seed) if n else []
 
 
-def head_row(score: Score, sets: HeadSets, budget: float, confidence: float) -> dict[str, object]:
-    """One row: AUROC with interval of each column, and the false-alarm rate at the row's own calibrated θ."""
+def head_row(score: Score, sets: HeadSets, theta: float | None) -> dict[str, object]:
+    """One row: AUROC with interval of each column, and the false-alarm rate at the row's own threshold θ, a logit."""
     harmful, found = score(sets.harmful), {}
     for measure, rows in ((BENIGN_COLUMN, sets.benign), (EDGY_COLUMN, sets.over_refusal)):
         if rows:
@@ -56,8 +54,7 @@ def head_row(score: Score, sets: HeadSets, budget: float, confidence: float) -> 
         if rows:
             labels = torch.tensor([record.label == MALICIOUS for record in rows])
             found[measure.key] = auroc(score(rows), labels)
-    if sets.everyday and sets.calibration:
-        theta = threshold(score(sets.calibration), budget, confidence).logit
+    if sets.everyday and theta is not None:
         found[EVERYDAY_COLUMN.key] = fire_rate(score(sets.everyday), theta)
     return found
 

@@ -27,6 +27,7 @@ from safealign.evaluation.head_table import (
     wrapped_set,
 )
 from safealign.evaluation.judge_check import judge_note
+from safealign.evaluation.metrics.calibration import threshold
 from safealign.evaluation.pair_folds import Score
 from safealign.evaluation.pictures import draw
 from safealign.evaluation.sets import load_set
@@ -112,19 +113,18 @@ class EvaluationJob:
             pairs=load_set("pairs", offline=self.offline),
             everyday=load_set("everyday", n.everyday, self.offline),
             wrapped=wrapped_set(prompts.harmful, prompts.benign, held_out, n.harmful),
-            calibration=list(self.evidence.calibration),
         )
 
     def _head(self, sets: HeadSets) -> tuple[Any, dict[str, list[float]]]:
         assert self.evidence is not None
         ours = self.systems[1]
-        limits = (self.evidence.budget, self.evidence.confidence)
         own = _model_score(ours.model)
-        rows = {ours.name: head_row(own, sets, *limits)}
+        rows = {ours.name: head_row(own, sets, ours.model.options.rules(ours.model.thresholds).theta_query)}
         for name, features in self._baselines(ours.model).items():
             fit = partial(linear_baseline, features)
             folds = fold_row(fit, self.evidence.requests, self.evidence.pairs)
-            rows[name] = head_row(fit(self.evidence.requests), sets, *limits) | folds
+            score = fit(self.evidence.requests)
+            rows[name] = head_row(score, sets, self._theta(score)) | folds
         scores = {
             "HarmBench": own(sets.harmful).tolist(),
             "benign": own(sets.benign).tolist(),
@@ -132,6 +132,12 @@ class EvaluationJob:
             "everyday": own(sets.everyday).tolist(),
         }
         return head_grid(rows), scores
+
+    def _theta(self, score: Score) -> float | None:
+        """A baseline's threshold, from the units and with the promise that ours has."""
+        assert self.evidence is not None
+        units = self.evidence.calibration
+        return threshold(score(units), self.evidence.budget, self.evidence.confidence).logit if units else None
 
     def _baselines(self, model: SafeModel) -> dict[str, Features]:
         """What logistic regressions are trained on, by name: our head's states and mid-depth ones, and embeddings."""

@@ -76,7 +76,7 @@ class SafetyParts:
         self.decoder: nn.Module = lm.get_decoder()  # type: ignore[operator]
         self.layers = _decoder_layers(self.decoder)
         self.depths = settings.blocks(len(self.layers))
-        self.hidden_size: int = lm.get_input_embeddings().weight.shape[1]  # type: ignore[operator, union-attr]
+        self.hidden_size: int = lm.get_input_embeddings().weight.shape[1]  # type: ignore[operator]
         self._active: Capture | None = None
         self._handles = self._hook()
 

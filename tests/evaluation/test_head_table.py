@@ -19,7 +19,6 @@ def _sets(kit, **changes) -> HeadSets:
         "pairs": [*bad[:2], *good[:2]],
         "everyday": good,
         "wrapped": [*bad[2:4], *good[2:4]],
-        "calibration": good,
     }
     return HeadSets(**{**chosen, **changes})
 
@@ -29,14 +28,14 @@ def _oracle(records) -> torch.Tensor:
 
 
 def test_a_perfect_score_gives_perfect_columns_and_no_false_alarm(kit) -> None:
-    row = head_row(_oracle, _sets(kit), 0.05, 0.95)
+    row = head_row(_oracle, _sets(kit), 0.5)
     assert set(row) == {"benign", "over_refusal", "pairs", "wrapped", "everyday"}
     assert all(row[key].value == 1.0 for key in ("benign", "over_refusal", "pairs", "wrapped"))
     assert row["everyday"].value == 0.0 and row["everyday"].n == 12
 
 
 def test_empty_sets_leave_their_columns_out(kit) -> None:
-    row = head_row(_oracle, _sets(kit, wrapped=[], pairs=[], calibration=[], over_refusal=[]), 0.05, 0.95)
+    row = head_row(_oracle, _sets(kit, wrapped=[], pairs=[], over_refusal=[]), None)
     assert set(row) == {"benign"}
     shown = head_grid({"one": row}).to_markdown()
     assert "–" in shown and "one" in shown
@@ -82,4 +81,4 @@ def test_wrapped_sets_wrap_both_labels_in_the_same_templates(kit) -> None:
 
 def test_nan_scores_are_refused(kit) -> None:
     with pytest.raises(ValueError, match="nan"):
-        head_row(lambda records: torch.full((len(records),), float("nan")), _sets(kit), 0.05, 0.95)
+        head_row(lambda records: torch.full((len(records),), float("nan")), _sets(kit), 0.5)
