@@ -34,7 +34,7 @@ TRAINERS = {"sft": SafetySFTTrainer}
 class TrainedModel:
     """What training hands on: the (PEFT-wrapped) model, its safety parts, the trainer's log and the warm start.
 
-    `warm` is None when no request has a label.
+    `warm` is None without labelled requests, or where nothing trains the head (λ = 0).
     """
 
     model: Any
@@ -51,7 +51,7 @@ def fit(config: TrainConfig, model: Any, renderer: Renderer, data: TrainingData,
     parts = attach_from(config, model, renderer)
     autocast = compute_dtype(config.trainer.precision)
     warm = None
-    if data.warm:
+    if data.warm and config.safety.lambda_cls > 0:
         console.print("warm start: reading the frozen model's states", highlight=False)
         warm = warm_start(parts, data.warm, data.warm_answers, autocast=autocast, fit=config.safety.warm_start)
     torch.manual_seed(config.seed)  # the adapter's first weights must not depend on what was sampled before
