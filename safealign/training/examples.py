@@ -10,7 +10,7 @@ import random
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 
-from safealign.data.records import Record
+from safealign.data.records import BENIGN, Record
 from safealign.data.refusals import refusal_reason
 from safealign.data.rendering import Renderer
 from safealign.errors import DataError
@@ -72,7 +72,8 @@ class Example:
 class _Answer:
     """A response in tokens: `harmful[j]` of its j-th token, `trained[j]` whether the LM learns it.
 
-    `judged` is False where nobody said whether the answer is harmful: its windows carry no label.
+    `judged` is False where nobody said whether the answer is harmful, and its request is not benign either: its
+    windows carry no label.
     """
 
     rendered: Rendered
@@ -126,7 +127,7 @@ def _answer(record: Record, rendered: Rendered) -> _Answer:
         whole or any(start < max(b, a + 1) and a < end for start, end in malicious) for a, b in rendered.offsets
     )
     request = None if record.label is None else record.label == "malicious"
-    judged = record.response_label is not None or bool(record.spans)
+    judged = record.response_label is not None or bool(record.spans) or record.label == BENIGN
     # What follows a harmful passage continues it, what leads to one invites it, and an answer to a malicious request
     # that nobody judged may well be one: none of it is a target.
     learnt = not any(harmful) and (judged or not request)

@@ -318,9 +318,9 @@ def test_recovery_fits_into_the_longest_example(kit) -> None:
     assert any(lengths.values()) and not lengths[20]
 
 
-def test_an_answer_that_nobody_judged_labels_no_window_and_teaches_nothing_to_a_malicious_request(kit) -> None:
+def test_an_unjudged_answer_is_harmless_after_a_benign_request_alone(kit) -> None:
     turns = (Message("user", "Tell of the misdeed"), Message("assistant", "It goes like this and on and on"))
-    for label, learnt in ((MALICIOUS, False), (BENIGN, True), (None, True)):
+    for label, learnt, windows in ((MALICIOUS, False, None), (BENIGN, True, 0.0), (None, True, None)):
         (example,) = _examples([Record(turns, label, None, id="one")])
         assert any(target != -100 for target in example.labels) is learnt
-        assert {row.label for row in example.layout.safety if row.kind is RowKind.WINDOW} == {None}
+        assert {row.label for row in example.layout.safety if row.kind is RowKind.WINDOW} == {windows}
