@@ -189,7 +189,7 @@ class EvaluationJob:
             effect = gate_effect(self.systems[1].model, prompts.harmful[:_GATED], prompts.benign[:_GATED])
             summary.notes.append(
                 "The gate: with the slot of a harmful request instead of a benign one's, the log-probability of the "
-                f"trigger's first token rises by {effect} nats."
+                f"trigger's first token changes by {effect} nats."
             )
         card = self.systems[1].model.card
         if card is not None and card.calibration.get("note"):

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import gc
 from dataclasses import asdict, dataclass
 from functools import cached_property
 from pathlib import Path
@@ -30,6 +29,7 @@ from safealign.modeling.loading import load_base
 from safealign.modeling.safety_token import HeadSettings
 from safealign.reporting.summary import Summary
 from safealign.training.cards import add_results
+from safealign.training.memory import release
 from safealign.training.pipeline import Built, build, load_model, prepare_data, weights_dtype
 from safealign.training.prepare import TrainingData
 
@@ -57,7 +57,7 @@ def evaluate_built(config: TrainConfig, built: Built, console: Console, command:
     """The table that training ends with: the export, loaded from disk, beside the baselines; None for `suite=none`."""
     if config.suite.name == "none":
         return None
-    gc.collect()  # the trainer, its optimiser and its model hold each other in a cycle
+    release()
     console.print(f"evaluation: {config.suite.name} suite", highlight=False)
     dtype = "bf16" if weights_dtype(config) is torch.bfloat16 else "fp32"
     model = load(built.export, dtype=dtype, attn=config.model.attn, offline=config.offline)

@@ -26,6 +26,7 @@ from safealign.modeling.loading import TINY_NAME, load_base
 from safealign.training.calibrating import CalibrationResult, calibrate_model
 from safealign.training.cards import write_card
 from safealign.training.checks import config_problems, head_settings, model_problems
+from safealign.training.memory import release
 from safealign.training.prepare import TrainingData, prepare
 from safealign.training.run import TrainedModel, fit, require_examples
 
@@ -50,6 +51,7 @@ def build(config: TrainConfig, console: Console) -> Built:
     data = prepare_data(config, model, renderer, console)
     require_examples(data)
     trained = fit(config, model, renderer, data, console)
+    release()
     console.print(f"trained in {trained.seconds / 60:.1f} min", highlight=False)
     live = SafeModel(trained.model, renderer.tokenizer, trained.parts, _card(config, data, None))
     calibration = None
