@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import inspect
 import math
+import os
 import time
 from dataclasses import dataclass
 from pathlib import Path
@@ -186,6 +187,9 @@ def _reporters(config: TrainConfig) -> str:
         from safealign.training.callbacks.wandb_mode import prepare_wandb
 
         prepare_wandb(config)
+    if config.logger.name == "tensorboard":
+        # Without it the callback writes among the checkpoints.
+        os.environ["TENSORBOARD_LOGGING_DIR"] = str(Path(config.run_dir).resolve() / "tensorboard")
     return config.logger.name
 
 

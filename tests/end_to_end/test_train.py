@@ -3,7 +3,11 @@
 from __future__ import annotations
 
 import json
+import os
 from pathlib import Path
+from unittest import mock
+
+import pytest
 
 import safealign
 from safealign.commands import run_command
@@ -58,3 +62,16 @@ def test_a_missing_run_and_a_damaged_export_are_one_sentence(run_dir: Path, tmp_
 def _losses(folder: Path) -> list[float]:
     lines = [json.loads(line) for line in (folder / "metrics.jsonl").read_text(encoding="utf-8").splitlines()]
     return [line["loss"] for line in lines if "loss" in line]
+
+
+LOGGERS = [("tensorboard", "tensorboard/events.out.*"), ("wandb", "wandb/offline-*")]
+
+
+@pytest.mark.parametrize(("logger", "files"), LOGGERS)
+def test_a_logger_writes_into_the_run_directory_and_asks_for_no_key(
+    overrides: list[str], tmp_path: Path, logger: str, files: str
+) -> None:
+    with mock.patch.dict(os.environ):
+        os.environ.pop("WANDB_API_KEY", None)
+        assert run_command(train, argv=[*overrides, f"run_dir={tmp_path}", f"logger={logger}"]) == 0
+    assert list(tmp_path.glob(files)) and (tmp_path / "metrics.jsonl").is_file()
