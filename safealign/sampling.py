@@ -133,32 +133,25 @@ class Sampler:
     ) -> list[Record]:
         """Answers to some of the requests, from the cache or sampled; request and answer get the same `label`."""
         chosen = spread(requests, getattr(self.settings, kind))
-        key = self._key(kind, (), [list(map(list, record.prompt)) for record in chosen])
-        return self._cached(key, lambda: self._sample_answers(kind, chosen, label, refused, progress))
 
-    def _sample_answers(
-        self,
-        kind: str,
-        requests: Sequence[Record],
-        label: str,
-        refused: Callable[[str], bool],
-        progress: Progress | None,
-    ) -> list[Record]:
-        limit = getattr(self.settings, f"{kind}_max_new_tokens")
-        answers = self.answer([record.prompt for record in requests], limit, progress)
-        return [
-            Record(
-                (*record.prompt, Message("assistant", text)),
-                label,
-                label,
-                id=f"{record.id}#{kind}",
-                source=f"sampled_{kind}",
-                category=record.category,
-                complete=complete,
-            )
-            for record, (text, complete) in zip(requests, answers, strict=True)
-            if len(text.split()) >= _MIN_WORDS and not refused(text)
-        ]
+        def sample() -> list[Record]:
+            limit = getattr(self.settings, f"{kind}_max_new_tokens")
+            answers = self.answer([record.prompt for record in chosen], limit, progress)
+            return [
+                Record(
+                    (*record.prompt, Message("assistant", text)),
+                    label,
+                    label,
+                    id=f"{record.id}#{kind}",
+                    source=f"sampled_{kind}",
+                    category=record.category,
+                    complete=complete,
+                )
+                for record, (text, complete) in zip(chosen, answers, strict=True)
+                if len(text.split()) >= _MIN_WORDS and not refused(text)
+            ]
+
+        return self._cached(self._key(kind, (), [list(map(list, record.prompt)) for record in chosen]), sample)
 
     def _generate(
         self, prompts: Sequence[Rendered], max_new_tokens: int, seed: int | None, progress: Progress | None

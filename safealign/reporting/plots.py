@@ -19,7 +19,7 @@ from safealign.reporting.cells import Cell
 
 COLOURS = ("#0072B2", "#D55E00", "#009E73", "#CC79A7", "#E69F00", "#56B4E9", "#000000")
 MARKERS = ("o", "s", "^", "D", "v", "P", "X")
-STYLES = ("-", "--", "-.", ":", "-", "--", "-.")
+STYLES = ("-", "--", "-.", ":")
 GREY = "#666666"
 
 
@@ -177,11 +177,19 @@ def _points(
         y,
         yerr=bars,
         label=label,
-        color=COLOURS[index % len(COLOURS)],
-        marker=MARKERS[index % len(MARKERS)],
-        linestyle=STYLES[index % len(STYLES)] if line else "none",
         capsize=3,
+        **(look(index) if line else look(index) | {"linestyle": "none"}),
     )
+
+
+def look(index: int) -> dict[str, Any]:
+    """Colour, marker and line of the `index`-th series; from the eighth on the markers are hollow."""
+    found = {
+        "color": COLOURS[index % len(COLOURS)],
+        "marker": MARKERS[index % len(MARKERS)],
+        "linestyle": STYLES[index % len(STYLES)],
+    }
+    return found if index < len(COLOURS) else found | {"markerfacecolor": "white"}
 
 
 def _save(figure: Figure, path: str | Path) -> Path:

@@ -73,3 +73,8 @@ def test_pictures_are_written(tmp_path: Path) -> None:
     ]
     assert all(is_picture(path) for path in paths)
     assert not [entry for entry in tmp_path.rglob(".*")]
+
+
+def test_no_two_series_of_a_large_table_look_alike() -> None:
+    looks = [tuple(sorted(plots.look(index).items())) for index in range(14)]
+    assert len(set(looks)) == len(looks)
