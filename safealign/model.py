@@ -31,8 +31,8 @@ from safealign.layout import build_layout, request_row
 from safealign.modeling.attach import SafetyParts
 from safealign.modeling.checkpoint import SafetyCard
 from safealign.modeling.features import layout_logits
-from safealign.modeling.loading import DTYPES, load_export
-from safealign.modeling.precision import has_fast_bf16
+from safealign.modeling.loading import load_export
+from safealign.modeling.precision import serving_dtype
 
 Conversation = Sequence[Message | Mapping[str, str]]
 Progress = Callable[[int], None]
@@ -264,11 +264,9 @@ def load(
     `dtype`: fp32, bf16, fp16, or auto (bf16 where the device is good at it). `device` None takes a GPU if
     there is one. Raises CheckpointError for an export that is incomplete, damaged or of another format.
     """
-    if dtype != "auto" and dtype not in DTYPES:
-        raise ConfigError(f"dtype must be one of auto, {', '.join(DTYPES)}, got {dtype!r}")
-    name = ("bf16" if has_fast_bf16() else "fp32") if dtype == "auto" else dtype
+    weights = serving_dtype(dtype)
     place = device or ("cuda" if torch.cuda.is_available() else "cpu")
-    loaded = load_export(path, dtype=DTYPES[name], attn=attn, device=place, offline=offline)
+    loaded = load_export(path, dtype=weights, attn=attn, device=place, offline=offline)
     return SafeModel(loaded.lm, loaded.tokenizer, loaded.parts, loaded.card)
 
 

@@ -156,6 +156,7 @@ class HeadConfig:
     layers: list[float] = between(0, 1)
     pool: list[str] = choice("row", "mean", "last")
     separate_windows: bool
+    refit: bool
 
 
 @dataclass(kw_only=True)

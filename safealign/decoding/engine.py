@@ -154,7 +154,7 @@ class CachedEngine:
         mask = additive(plan.allowed, self.dtype).unsqueeze(1)
         if self.parts is None:
             return self._text(attention_mask=mask, position_ids=plan.positions, **call), None
-        rows = RowPlan(plan.n_safety, mask, plan.positions)
+        rows = RowPlan(plan.n_safety, mask, plan.positions, last_only=plan.n_text > 0)
         with self.parts.armed(rows) as capture:
             logits = self._text(**call) if plan.n_text else None
             if not plan.n_text:

@@ -62,7 +62,9 @@ class LogisticProbe:
         if not self.scale.numel():
             spread = ((counts[:, None] * (rows - self.mean) ** 2).sum(0) / counts.sum()).sqrt()
             self.scale = torch.where(spread > 1e-12, spread, torch.ones_like(spread))
-        self.weight, self.bias = _minimise(self._standardised(rows), labels, counts, l2, max_iter)
+        standard = self._standardised(rows)
+        del rows  # in fp64 a second copy of thousands of rows would show in the peak
+        self.weight, self.bias = _minimise(standard, labels, counts, l2, max_iter)
         return self
 
     def decision(self, X: torch.Tensor) -> torch.Tensor:
@@ -120,7 +122,7 @@ class LogisticProbe:
         return cls.from_state_dict(load_file(str(path)))
 
     def _standardised(self, rows: torch.Tensor) -> torch.Tensor:
-        return (rows - self.mean) / self.scale
+        return (rows - self.mean).div_(self.scale)
 
 
 def grouped_folds(

@@ -31,7 +31,8 @@ class RowPlan:
     `mask`: additive float `[B, 1, T+S, K]` with K = cached columns + T + S. `position_ids`: `[B, T+S]`.
     `compact`: optional bool `[B, T]`; the decoder then returns only those text rows, flattened to `[1, N, H]`
     (so that a language-model head scores completion positions only). `capture` off spares the head's states.
-    `features_only`: the forward ends with `DeepEnough` once the head's deepest block is done.
+    `features_only`: the forward ends with `DeepEnough` once the head's deepest block is done. `last_only`: the
+    decoder returns the last text row alone, `[B, 1, H]`.
     """
 
     n_safety: int
@@ -40,6 +41,7 @@ class RowPlan:
     compact: torch.Tensor | None = None
     capture: bool = True
     features_only: bool = False
+    last_only: bool = False
 
 
 class DeepEnough(Exception):
@@ -172,6 +174,9 @@ class SafetyParts:
         if plan.capture and self.depths[-1] == len(self.layers):
             self._active.blocks[len(self.layers)] = hidden
         text = hidden[:, : hidden.shape[1] - plan.n_safety]
+        if plan.last_only:
+            # A copy: of a slice, matmul with frozen weights would expand the vocabulary's matrix for each sequence.
+            text = text[:, -1:].contiguous()
         output.last_hidden_state = text if plan.compact is None else text[plan.compact].unsqueeze(0)
         return output
 

@@ -17,7 +17,6 @@ from safealign.modeling.tiny import tiny_model, tiny_tokenizer
 
 TINY_NAME = "tiny_random"
 ADAPTER_FILE, BASE_FILE = "adapter_config.json", "base.json"
-DTYPES = {"fp32": torch.float32, "bf16": torch.bfloat16, "fp16": torch.float16}
 
 
 @dataclass

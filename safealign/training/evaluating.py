@@ -30,7 +30,7 @@ from safealign.modeling.safety_token import HeadSettings
 from safealign.reporting.summary import Summary
 from safealign.training.cards import add_results
 from safealign.training.memory import release
-from safealign.training.pipeline import Built, build, load_model, prepare_data, weights_dtype
+from safealign.training.pipeline import Built, build, load_model, prepare_data
 from safealign.training.prepare import TrainingData
 
 
@@ -59,8 +59,7 @@ def evaluate_built(config: TrainConfig, built: Built, console: Console, command:
         return None
     release()
     console.print(f"evaluation: {config.suite.name} suite", highlight=False)
-    dtype = "bf16" if weights_dtype(config) is torch.bfloat16 else "fp32"
-    model = load(built.export, dtype=dtype, attn=config.model.attn, offline=config.offline)
+    model = load(built.export, dtype=config.model.dtype, attn=config.model.attn, offline=config.offline)
     shelf = Shelf(config, model, built.export, console)
     evidence = shelf.evidence(built.data)
     return _report(config, System(OURS, model), shelf, evidence, config.name, command, Path(config.run_dir))

@@ -23,6 +23,7 @@ from safealign.modeling.checkpoint import SafetyCard
 from safealign.modeling.exporting import export_model, merged
 from safealign.modeling.features import layout_logits
 from safealign.modeling.loading import TINY_NAME, load_base
+from safealign.modeling.precision import serving_dtype, weights_as
 from safealign.training.calibrating import CalibrationResult, calibrate_model
 from safealign.training.cards import write_card
 from safealign.training.checks import config_problems, head_settings, model_problems
@@ -53,13 +54,14 @@ def build(config: TrainConfig, console: Console) -> Built:
     trained = fit(config, model, renderer, data, console)
     release()
     console.print(f"trained in {trained.seconds / 60:.1f} min", highlight=False)
-    live = SafeModel(trained.model, renderer.tokenizer, trained.parts, _card(config, data, None))
+    live = SafeModel(trained.model, renderer.tokenizer, trained.parts, safety_card(config, data, None))
     calibration = None
     if config.safety.lambda_cls > 0 and data.calibration:
         verdicts = _request_verdicts(trained, data)
-        with merged(trained.model):
+        # Thresholds belong to the numbers that will be compared with them: those of a model loaded as users load it.
+        with merged(trained.model), weights_as(trained.model, serving_dtype(config.model.dtype)):
             calibration = calibrate_model(live, data.calibration, verdicts, config, sayer(console))
-    export = write_export(config, trained, renderer, _card(config, data, calibration))
+    export = write_export(config, trained, renderer, safety_card(config, data, calibration))
     verify_export(config, live, export, [record.prompt for record in [*data.calibration, *data.requests][:4]])
     console.print(f"exported and verified: {export}", highlight=False)
     return Built(export, data)
@@ -144,7 +146,8 @@ def decoding_options(config: TrainConfig) -> dict[str, Any]:
     return chosen
 
 
-def _card(config: TrainConfig, data: TrainingData, calibration: CalibrationResult | None) -> SafetyCard:
+def safety_card(config: TrainConfig, data: TrainingData, calibration: CalibrationResult | None) -> SafetyCard:
+    """What `safety.json` says of this run; without a calibration it carries no threshold."""
     options = decoding_options(config)
     return SafetyCard(
         head=head_settings(config),

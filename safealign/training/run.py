@@ -17,15 +17,17 @@ from safealign.config.roots import TrainConfig
 from safealign.data.rendering import Renderer
 from safealign.errors import ConfigError
 from safealign.modeling.attach import HEAD_NAME, TOKEN_NAME, SafetyParts, attach
+from safealign.modeling.exporting import merged
 from safealign.modeling.precision import compute_dtype
 from safealign.training.callbacks.metrics_file import MetricsFile
 from safealign.training.callbacks.progress import ProgressLine
 from safealign.training.checks import head_settings
 from safealign.training.collator import SafetyCollator
+from safealign.training.memory import release
 from safealign.training.prepare import TrainingData
 from safealign.training.safety_loss import SafetyObjective
 from safealign.training.sft import LENGTH_KEY, SafetySFTTrainer, example_dataset
-from safealign.training.warm_start import WarmStart, warm_start
+from safealign.training.warm_start import refit_windows, warm_start
 
 # conf/objective: the trainer of each.
 TRAINERS = {"sft": SafetySFTTrainer}
@@ -33,15 +35,11 @@ TRAINERS = {"sft": SafetySFTTrainer}
 
 @dataclass
 class TrainedModel:
-    """What training hands on: the (PEFT-wrapped) model, its safety parts, the trainer's log and the warm start.
-
-    `warm` is None without labelled requests, or where nothing trains the head (λ = 0).
-    """
+    """What training hands on: the (PEFT-wrapped) model, its safety parts and the trainer's log."""
 
     model: Any
     parts: SafetyParts
     history: list[dict[str, float]]
-    warm: WarmStart | None
     steps: int
     seconds: float
 
@@ -50,18 +48,37 @@ def fit(config: TrainConfig, model: Any, renderer: Renderer, data: TrainingData,
     """Attaches the safety parts, starts the head warm, trains; the model is changed in place."""
     started = time.monotonic()
     parts = attach_from(config, model, renderer)
-    autocast = compute_dtype(config.trainer.precision)
-    warm = None
-    if data.warm and config.safety.lambda_cls > 0:
-        console.print("warm start: reading the frozen model's states", highlight=False)
-        warm = warm_start(parts, data.warm, data.warm_answers, autocast=autocast, fit=config.safety.warm_start)
+    trains_head = config.safety.lambda_cls > 0
+    if data.warm and trains_head:
+        start_head(config, parts, data, console)
     torch.manual_seed(config.seed)  # the adapter's first weights must not depend on what was sampled before
     trainer = build_trainer(config, model, renderer, data, parts, console)
     trainer.train()
     trained: Any = trainer.model
     trained.eval()
+    if trains_head and refit_head(config, trained, parts, data, console) and data.validation:
+        trainer.evaluate()
+        trained.eval()
     seconds = time.monotonic() - started
-    return TrainedModel(trained, parts, trainer.state.log_history, warm, trainer.state.global_step, seconds)
+    return TrainedModel(trained, parts, trainer.state.log_history, trainer.state.global_step, seconds)
+
+
+def start_head(config: TrainConfig, parts: SafetyParts, data: TrainingData, console: Console) -> None:
+    """The warm start; where windows are fitted again after training, a third of their answers does for it."""
+    console.print("warm start: reading the frozen model's states", highlight=False)
+    autocast, safety = compute_dtype(config.trainer.precision), config.safety
+    answered = data.warm_answers[::3] if safety.head.refit and safety.head.separate_windows else data.warm_answers
+    warm_start(parts, data.warm, answered, autocast=autocast, fit=safety.warm_start)
+
+
+def refit_head(config: TrainConfig, trained: Any, parts: SafetyParts, data: TrainingData, console: Console) -> bool:
+    """Fits the windows' read-out on the trained model's states, as `safety.head.refit` asks; whether it did."""
+    if not config.safety.head.refit:
+        return False
+    release()
+    console.print("windows: fitting their read-out again, on the trained model's states", highlight=False)
+    with merged(trained):
+        return refit_windows(parts, data.warm_answers, autocast=compute_dtype(config.trainer.precision))
 
 
 def attach_from(config: TrainConfig, model: Any, renderer: Renderer) -> SafetyParts:

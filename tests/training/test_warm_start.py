@@ -11,7 +11,7 @@ from safealign.data.records import BENIGN, MALICIOUS
 from safealign.errors import DataError
 from safealign.layout import RowKind
 from safealign.modeling.features import layout_logits
-from safealign.training.warm_start import warm_start
+from safealign.training.warm_start import refit_windows, warm_start
 
 
 @pytest.fixture
@@ -105,3 +105,30 @@ def test_one_label_alone_is_refused_with_a_reason(kit) -> None:
     with pytest.raises(DataError, match="both classes"):
         benign = kit.examples([kit.record(f"the sea {i}", "Wide.") for i in range(4)])
         warm_start(parts, benign, benign)
+
+
+def test_the_last_fit_changes_the_windows_read_out_alone(kit, examples) -> None:
+    """On the model as it is then, under the standardisation that the head already has."""
+    lm, parts = kit.safe_model(separate_windows=True)
+    warm_start(parts, examples, examples, penalty=10.0)
+    before = {name: value.clone() for name, value in lm.state_dict().items()}
+    assert refit_windows(parts, examples, penalty=0.01)
+    changed = {name for name, value in lm.state_dict().items() if not torch.equal(value, before[name])}
+    assert changed == {"safety_head.linear.weight", "safety_head.linear.bias"}
+    weight = lm.state_dict()["safety_head.linear.weight"]
+    assert torch.equal(weight[0], before["safety_head.linear.weight"][0])
+    found = warm_start(kit.safe_model(separate_windows=True)[1], examples, examples, penalty=0.01)
+    windows = found.of(found.kinds == RowKind.WINDOW)
+    logits = parts.head(windows.features, parts.readouts(windows.kinds))
+    assert ((logits > 0) == (windows.labels > 0.5)).double().mean() > 0.9
+
+
+@pytest.mark.parametrize("separate", [True, False])
+def test_the_last_fit_leaves_alone_what_it_cannot_fit(kit, examples, separate) -> None:
+    """A shared read-out would lose the request's verdict; windows of one label tell nothing."""
+    lm, parts = kit.safe_model(separate_windows=separate)
+    before = {name: value.clone() for name, value in lm.state_dict().items()}
+    benign = [e for e in examples if all(row.label == 0 for row in e.layout.safety if row.kind is RowKind.WINDOW)]
+    assert not refit_windows(parts, benign if separate else examples)
+    assert not refit_windows(parts, [])
+    assert all(torch.equal(value, before[name]) for name, value in lm.state_dict().items())

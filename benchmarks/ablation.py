@@ -1,0 +1,152 @@
+"""What does each choice of the recipe buy? Short joint trainings that differ in one setting.
+
+`python -m benchmarks.ablation [overrides of +recipe=llama_lora …]` prints a table and writes it to
+`RUN_DIR/ablation.json` after every row, so that a run cut short keeps what it has. By default each training is a part
+of the recipe's (`REDUCED`): rows are to be compared with the first one, not with the published table.
+"""
+
+from __future__ import annotations
+
+import json
+import sys
+import time
+from collections.abc import Callable, Sequence
+from pathlib import Path
+
+import torch
+from rich.console import Console
+from rich.table import Table
+
+from safealign.commands import run_command
+from safealign.config.composing import compose
+from safealign.config.roots import TrainConfig
+from safealign.data.records import MALICIOUS, Record
+from safealign.evaluation.metrics.calibration import threshold
+from safealign.evaluation.metrics.ranking import auroc
+from safealign.evaluation.sets import load_set
+from safealign.files import write_text
+from safealign.judges.encoder import SentenceEncoder
+from safealign.model import SafeModel
+from safealign.modeling.exporting import merged
+from safealign.modeling.precision import serving_dtype, weights_as
+from safealign.training.memory import release
+from safealign.training.pipeline import load_model, safety_card
+from safealign.training.prepare import TrainingData, prepare
+from safealign.training.run import TrainedModel, fit
+
+REDUCED = ("data.mix.limit=800", "data.warm_answers=240", "trainer.max_steps=30", "trainer.eval_steps=1.0")
+SETTINGS: dict[str, tuple[str, ...]] = {
+    "the recipe's": (),
+    "λ 0.1": ("safety.lambda_cls=0.1",),
+    "λ 0.01": ("safety.lambda_cls=0.01",),
+    "head lr × 10": ("trainer.head_learning_rate=1e-3",),
+    "lr × 3": ("trainer.learning_rate=6e-4",),
+    "lr ÷ 3": ("trainer.learning_rate=7e-5",),
+    "twice the steps": ("trainer.max_steps=60",),
+    "safety token first": ("safety.placement=prepend",),
+    "token from the role's": ("safety.init=assistant_role",),
+    "one read-out for all": ("safety.head.separate_windows=false",),
+    "windows not refitted": ("safety.head.refit=false",),
+    "no warm start": ("safety.warm_start=false",),
+    "windows see the query": ("safety.windows.sees_query=true",),
+    "last layer, row alone": ("safety.head.layers=[1.0]", "safety.head.pool=[row]"),
+}
+COLUMNS = {
+    "eval_loss": "LM loss",
+    "eval_safety/loss": "safety loss",
+    "benign": "vs benign",
+    "over_refusal": "vs over-refusal",
+    "pairs": "pairs",
+    "missed": "missed at θ",
+    "eval_safety/window/auroc": "windows",
+    "minutes": "min",
+}
+
+
+class Remembered:
+    """A sentence encoder that encodes each text once, since every setting checks the same prompts for leaks."""
+
+    def __init__(self, encode: Callable[[list[str]], torch.Tensor]) -> None:
+        self.encode, self.known = encode, dict[str, torch.Tensor]()
+
+    def __call__(self, texts: Sequence[str]) -> torch.Tensor:
+        """Embeddings `[N, D]` in the order given."""
+        new = [text for text in dict.fromkeys(texts) if text not in self.known]
+        if new:
+            self.known.update(zip(new, self.encode(new), strict=True))
+        return torch.stack([self.known[text] for text in texts])
+
+
+def main(config: TrainConfig) -> None:
+    """Trains and measures every setting in turn."""
+    console, rows = Console(), dict[str, dict[str, float]]()
+    encode = Remembered(SentenceEncoder(offline=config.offline).encode)
+    for name, changes in SETTINGS.items():
+        console.rule(name)
+        # What the user typed comes before what the row changes.
+        changed = compose(["+recipe=llama_lora", *REDUCED, *_typed(), *changes, f"run_dir={config.run_dir}/runs"])
+        rows[name] = measure(changed, encode, console)
+        release()
+        write_text(Path(config.run_dir) / "ablation.json", json.dumps(rows, indent=2) + "\n")
+        show(rows, console)
+
+
+def measure(config: TrainConfig, encode: Remembered, console: Console) -> dict[str, float]:
+    """One training: its last evaluation on held-out data, and the request's verdict on the evaluation sets."""
+    started = time.monotonic()
+    torch.manual_seed(config.seed)
+    model, renderer = load_model(config)
+    data = prepare(config, model, renderer, lambda line: None, encode)
+    trained = fit(config, model, renderer, data, console)
+    sets: dict[str, Sequence[Record]] = {
+        "harmful": load_set("harmful"),
+        "benign": load_set("benign", 160),
+        "over_refusal": load_set("over_refusal"),
+        "pairs": load_set("pairs"),
+        "calibration": data.calibration,
+    }
+    found = verdicts(config, trained, data, renderer.tokenizer, sets)
+    figures = {key: last_value(trained, key) for key in COLUMNS if key.startswith("eval_")}
+    for name in ("benign", "over_refusal"):
+        labels = torch.tensor([True] * len(found["harmful"]) + [False] * len(found[name]))
+        figures[name] = auroc(torch.cat([found["harmful"], found[name]]), labels).value
+    figures["pairs"] = auroc(found["pairs"], torch.tensor([r.label == MALICIOUS for r in sets["pairs"]])).value
+    settings = config.safety.calibration
+    theta = threshold(found["calibration"], settings.budget / 2, 1 - settings.error_probability / 2).logit
+    figures["missed"] = float((found["harmful"] < theta).double().mean())
+    figures["minutes"] = (time.monotonic() - started) / 60
+    return figures
+
+
+def verdicts(
+    config: TrainConfig,
+    trained: TrainedModel,
+    data: TrainingData,
+    tokenizer: object,
+    sets: dict[str, Sequence[Record]],
+) -> dict[str, torch.Tensor]:
+    """The request's logits on each set, computed as a served model would."""
+    live = SafeModel(trained.model, tokenizer, trained.parts, safety_card(config, data, None))
+    with merged(trained.model), weights_as(trained.model, serving_dtype(config.model.dtype)):
+        return {name: torch.tensor(live.score_logits([r.prompt for r in rows])) for name, rows in sets.items()}
+
+
+def last_value(trained: TrainedModel, key: str) -> float:
+    """The newest value of a metric in the trainer's log; nan where it was never logged."""
+    return next((float(entry[key]) for entry in reversed(trained.history) if key in entry), float("nan"))
+
+
+def show(rows: dict[str, dict[str, float]], console: Console) -> None:
+    """The table so far."""
+    table = Table("setting", *COLUMNS.values())
+    for name, figures in rows.items():
+        table.add_row(name, *(f"{figures[key]:.1f}" if key == "minutes" else f"{figures[key]:.3f}" for key in COLUMNS))
+    console.print(table)
+
+
+def _typed() -> list[str]:
+    return [argument for argument in sys.argv[1:] if not argument.startswith("run_dir=")]
+
+
+if __name__ == "__main__":
+    sys.exit(run_command(main, argv=["+recipe=llama_lora", "run_dir=outputs/ablation", *sys.argv[1:]]))
