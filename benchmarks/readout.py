@@ -44,7 +44,9 @@ PENALTIES = (0.02, 0.1, 0.5, 2.0, 10.0)
 
 def read_outs() -> dict[str, tuple[tuple[float, ...], tuple[str, ...]]]:
     """The read-outs to compare: the chosen one first, then one factor changed at a time."""
-    found = {"chosen: 0.4 0.5 0.6, row mean last": (CHOSEN_DEPTHS, CHOSEN_POOLS)}
+    found: dict[str, tuple[tuple[float, ...], tuple[str, ...]]] = {
+        "chosen: 0.4 0.5 0.6, row mean last": (CHOSEN_DEPTHS, CHOSEN_POOLS)
+    }
     found |= {f"depth {depth:g} alone": ((depth,), CHOSEN_POOLS) for depth in DEPTHS}
     found |= {"depths 0.5 0.7 0.9": ((0.5, 0.7, 0.9), CHOSEN_POOLS)}
     found |= {"depths 0.4 0.5 0.6 0.9": ((0.4, 0.5, 0.6, 0.9), CHOSEN_POOLS)}
@@ -105,7 +107,7 @@ def extract(parts: SafetyParts, renderer: Renderer, records: Sequence[Record], c
     prompts = [renderer.render(record.prompt) for record in records]
     layouts = [build_layout(p, [request_row(p, config.safety.placement)], gate=False) for p in prompts]
     dtype = compute_dtype(config.trainer.precision)
-    with torch.autocast(parts.head.mean.device.type, dtype=dtype or torch.bfloat16, enabled=dtype is not None):
+    with torch.autocast(str(parts.head.mean.device.type), dtype=dtype or torch.bfloat16, enabled=dtype is not None):
         return torch.cat(layout_features(parts, [p.input_ids for p in prompts], layouts))
 
 

@@ -101,10 +101,12 @@ def linear_baseline(features: Features, requests: Sequence[Record], penalty: flo
 
 
 def cached(features: Features) -> Features:
-    """Remembers features by text, since several columns share prompts."""
+    """Remembers features, or scores, by text, since several columns share prompts."""
     known: dict[str, torch.Tensor] = {}
 
     def look_up(records: Sequence[Record]) -> torch.Tensor:
+        if not records:
+            return features(records)
         keys = ["\x1e".join(turn.content for turn in record.prompt) for record in records]
         missing = {key: record for key, record in zip(keys, records, strict=True) if key not in known}
         if missing:

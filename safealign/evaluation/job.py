@@ -218,15 +218,7 @@ def _some_columns(states: Features, columns: torch.Tensor, records: Sequence[Rec
 
 
 def _model_score(model: SafeModel) -> Score:
-    known: dict[str, torch.Tensor] = {}
-
-    def score(records: Sequence[Record]) -> torch.Tensor:
-        key = "\x1e".join(str(record.id) + record.request for record in records)
-        if key not in known:
-            known[key] = torch.tensor(model.score_logits([record.prompt for record in records]))
-        return known[key]
-
-    return score
+    return cached(lambda records: torch.tensor(model.score_logits([record.prompt for record in records])))
 
 
 def machine() -> str:

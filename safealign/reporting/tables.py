@@ -30,14 +30,20 @@ def before_after(summary: Summary) -> Table:
 
 
 def grid_table(grid: Grid) -> Table:
-    """One grid, a row per row."""
+    """One grid; what there are fewer of, its rows or its measures, becomes the columns, so that it fits a terminal."""
     caption = escape(grid.note) if grid.note else None
     table = Table(title=escape(grid.title), title_justify="left", header_style="bold", caption=caption)
-    table.add_column("")
-    for measure in grid.measures:
-        table.add_column(escape(measure.heading), justify="right")
-    for row in (row for row in grid.rows if row in grid.cells):
-        table.add_row(escape(grid.rows[row]), *(grid.shown(row, measure) for measure in grid.measures))
+    rows = [row for row in grid.rows if row in grid.cells]
+    measures_down = len(rows) < len(grid.measures)
+    table.add_column("measure" if measures_down else "")
+    for title in [grid.rows[row] for row in rows] if measures_down else [m.heading for m in grid.measures]:
+        table.add_column(escape(title), justify="right")
+    if measures_down:
+        for measure in grid.measures:
+            table.add_row(escape(measure.heading), *(grid.shown(row, measure) for row in rows))
+    else:
+        for row in rows:
+            table.add_row(escape(grid.rows[row]), *(grid.shown(row, measure) for measure in grid.measures))
     return table
 
 

@@ -56,13 +56,14 @@ def warm_start(
     """
     prompts = [(e.input_ids[: _prompt_end(e)], _requests_only(e.layout)) for e in requests]
     start = _read(parts, [*prompts, *_answers(answered)], batch_size, autocast, progress)
+    head: Any = parts.head  # the head, or PEFT's wrapper of it
     readouts = parts.readouts(start.kinds)
     for readout in readouts.unique().tolist():
         rows = start.of(readouts == readout)
-        parts.head.standardise_on(rows.features, readout)
+        head.standardise_on(rows.features, readout)
         # Without harmful answers the windows' read-out starts from zero; a request's verdict needs both labels.
         if fit and (readout == 0 or len(rows.labels.unique()) == 2):
-            _fit_readout(parts.head, rows, readout, penalty)
+            _fit_readout(head, rows, readout, penalty)
     return start
 
 

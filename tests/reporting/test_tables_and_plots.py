@@ -12,7 +12,7 @@ from rich.console import Console
 from safealign.evaluation.metrics.rates import Rate
 from safealign.evaluation.metrics.reliability import reliability_bins
 from safealign.reporting import plots
-from safealign.reporting.summary import Measure, Summary
+from safealign.reporting.summary import Grid, Measure, Summary
 from safealign.reporting.tables import show_summary
 
 
@@ -43,6 +43,21 @@ def test_few_systems_stand_side_by_side() -> None:
 def test_many_systems_become_rows() -> None:
     lines = shown(filled(5)).splitlines()
     assert sum("system" in line for line in lines) == 5
+
+
+def test_a_grid_of_many_measures_fits_a_terminal_of_80_columns() -> None:
+    """No figure is cut, which a table of seven columns would do."""
+    summary = filled(1)
+    summary.grids["head"] = Grid("The verdict")
+    for index in range(7):
+        heading = Measure(f"m{index}", f"a measure with a long name, number {index}", "number", "≥ .95")
+        summary.grids["head"].put("ours", heading, Rate(index, 10))
+    console = Console(file=io.StringIO(), width=80)
+    show_summary(summary, console)
+    assert isinstance(console.file, io.StringIO)
+    text = console.file.getvalue()
+    assert "…" not in text
+    assert all(f"number {index}" in text for index in range(7))
 
 
 def is_picture(path: Path) -> bool:
