@@ -34,22 +34,22 @@ from safealign.training.pipeline import load_model, safety_card
 from safealign.training.prepare import TrainingData, prepare
 from safealign.training.run import TrainedModel, fit
 
-REDUCED = ("data.mix.limit=800", "data.warm_answers=240", "trainer.max_steps=30", "trainer.eval_steps=1.0")
+REDUCED = ("data.mix.limit=600", "data.warm_answers=160", "trainer.max_steps=24", "trainer.eval_steps=1.0")
 SETTINGS: dict[str, tuple[str, ...]] = {
     "the recipe's": (),
     "λ 0.1": ("safety.lambda_cls=0.1",),
-    "λ 0.01": ("safety.lambda_cls=0.01",),
-    "head lr × 10": ("trainer.head_learning_rate=1e-3",),
-    "lr × 3": ("trainer.learning_rate=6e-4",),
-    "lr ÷ 3": ("trainer.learning_rate=7e-5",),
-    "twice the steps": ("trainer.max_steps=60",),
-    "safety token first": ("safety.placement=prepend",),
-    "token from the role's": ("safety.init=assistant_role",),
-    "one read-out for all": ("safety.head.separate_windows=false",),
-    "windows not refitted": ("safety.head.refit=false",),
     "no warm start": ("safety.warm_start=false",),
-    "windows see the query": ("safety.windows.sees_query=true",),
+    "one read-out for all": ("safety.head.separate_windows=false",),
+    "safety token first": ("safety.placement=prepend",),
+    "lr × 3": ("trainer.learning_rate=6e-4",),
+    "head lr × 10": ("trainer.head_learning_rate=1e-3",),
+    "twice the steps": ("trainer.max_steps=48",),
     "last layer, row alone": ("safety.head.layers=[1.0]", "safety.head.pool=[row]"),
+    "windows not refitted": ("safety.head.refit=false",),
+    "windows see the query": ("safety.windows.sees_query=true",),
+    "λ 0.01": ("safety.lambda_cls=0.01",),
+    "lr ÷ 3": ("trainer.learning_rate=7e-5",),
+    "token from the role's": ("safety.init=assistant_role",),
 }
 COLUMNS = {
     "eval_loss": "LM loss",

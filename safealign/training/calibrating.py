@@ -18,7 +18,7 @@ from safealign.model import SafeModel
 from safealign.sampling import spread
 
 Say = Callable[[str], None]
-_BATCH = 32  # rows of one cache: its memory grows with rows × the longest of them
+_BATCH = 64  # rows of one cache: its memory grows with rows × the longest of them
 
 
 @dataclass
@@ -53,7 +53,8 @@ def calibrate_model(
     recordings = model.record_batch(
         prompts, batch_size=_BATCH, max_new_tokens=settings.max_new_tokens, seed=config.seed
     )
-    prefixed = _prefix_statistics(model, prompts, recordings, config)
+    # Half of them: the prefix's threshold has a budget of its own, undivided, which needs fewer units.
+    prefixed = _prefix_statistics(model, prompts[::2], recordings[::2], config)
     found = calibrate(
         {
             "query": model.score_logits([record.prompt for record in units]),

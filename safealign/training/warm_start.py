@@ -20,7 +20,7 @@ from safealign.modeling.features import layout_features
 from safealign.training.examples import Example
 
 # Of L-BFGS: a start and a read-out need logits to two digits, not the last bits that take three times as long.
-_ITERATIONS = 150
+_ITERATIONS = 100
 
 
 @dataclass
