@@ -11,7 +11,7 @@ from safealign.data.records import BENIGN, MALICIOUS, Record
 from safealign.data.wrapping import Template, wrap_both
 from safealign.evaluation.metrics.ranking import auroc, fire_rate
 from safealign.evaluation.pair_folds import Fit, Score, fold_auroc, left_out_auroc
-from safealign.judges.linear import PENALTY_PER_TEXT, LogisticProbe
+from safealign.judges.linear import ITERATIONS, PENALTY_PER_TEXT, LogisticProbe
 from safealign.reporting.summary import Grid, Measure
 
 Features = Callable[[Sequence[Record]], torch.Tensor]
@@ -96,7 +96,8 @@ def linear_baseline(features: Features, requests: Sequence[Record], penalty: flo
     share = labels[known].mean()
     weights = torch.where(labels > 0.5, 0.5 / share, 0.5 / (1 - share)).double()
     chosen = [record for record, keep in zip(requests, known.tolist(), strict=True) if keep]
-    probe = LogisticProbe().fit(features(chosen), labels[known], weights[known], l2=penalty * len(chosen))
+    l2 = penalty * len(chosen)
+    probe = LogisticProbe().fit(features(chosen), labels[known], weights[known], l2=l2, max_iter=ITERATIONS)
     return lambda records: probe.decision(features(records))
 
 

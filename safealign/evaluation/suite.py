@@ -103,16 +103,30 @@ def run_suite(
             if wanted:
                 result.outputs[system.name, name] = outputs
             console.print(f"  {system.name}, {name}: {_line(cell, name)}", highlight=False)
-        result.losses[system.name] = lm_loss(system, prompts.held_out)
+    result.losses = lm_losses(systems, prompts.held_out)
     return result
 
 
-def lm_loss(system: System, records: Sequence[Record]) -> Estimate:
-    """Held-out LM loss of the reference answers, with interval over conversations."""
+def lm_losses(systems: Sequence[System], records: Sequence[Record]) -> dict[str, Estimate]:
+    """Held-out LM loss of the reference answers by system, with interval over conversations.
+
+    Systems of one model differ only where the answer sees the slot or not: each is computed once.
+    """
+    known: dict[tuple[int, bool, bool], Estimate] = {}
+    found = {}
+    for system in systems:
+        gate = bool(system.options.get("gate", system.model.options.gate))
+        key = (id(system.model), system.guarded, gate and system.guarded)
+        if key not in known:
+            known[key] = _lm_loss(system, records, gate)
+        found[system.name] = known[key]
+    return found
+
+
+def _lm_loss(system: System, records: Sequence[Record], gate: bool) -> Estimate:
     model = system.model
     rendered = [model.renderer.render(record.messages, close=record.complete) for record in records]
     parts = model.parts if system.guarded else None
-    gate = bool(system.options.get("gate", model.options.gate))
     lm = model.hf if model.parts is None else model.parts.lm
     return mean(answer_losses(lm, parts, rendered, placement=model.rows.placement, gate=gate))
 

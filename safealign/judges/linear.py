@@ -15,6 +15,8 @@ KEYS = ("weight", "bias", "mean", "scale")
 # L2 penalty per independent text, for regressions on a few thousand rows of standardised states or embeddings: less
 # lets the loudest inputs of the training sources decide, much more forgets what only some texts show.
 PENALTY_PER_TEXT = 0.5
+# Steps of L-BFGS for such regressions: logits to three digits; the last bits take three times as long.
+ITERATIONS = 100
 
 
 class LogisticProbe:

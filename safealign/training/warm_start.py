@@ -13,14 +13,11 @@ from typing import Any
 
 import torch
 
-from safealign.judges.linear import PENALTY_PER_TEXT, LogisticProbe
+from safealign.judges.linear import ITERATIONS, PENALTY_PER_TEXT, LogisticProbe
 from safealign.layout import Layout, RowKind
 from safealign.modeling.attach import SafetyParts
 from safealign.modeling.features import layout_features
 from safealign.training.examples import Example
-
-# Of L-BFGS: a start and a read-out need logits to two digits, not the last bits that take three times as long.
-_ITERATIONS = 100
 
 
 @dataclass
@@ -114,7 +111,7 @@ def _fit_readout(head: Any, rows: WarmStart, readout: int, penalty: float) -> No
     """Loads the regression's solution on these rows."""
     probe = LogisticProbe(head.mean[readout], head.scale[readout])
     weights, l2 = _balance(rows.labels, rows.kinds), penalty * len(rows.texts.unique())
-    probe.fit(rows.features, rows.labels, weights, l2=l2, max_iter=_ITERATIONS)
+    probe.fit(rows.features, rows.labels, weights, l2=l2, max_iter=ITERATIONS)
     head.set_linear(probe.weight.float(), float(probe.bias), readout)
 
 

@@ -89,3 +89,20 @@ def test_the_held_out_answers_are_none_of_the_benign_prompts(kit, monkeypatch, c
     found = Prompts.load(config.suite, True)
     assert len(found.benign) == 5 and len(found.held_out) == 4
     assert not {r.request for r in found.benign} & {r.request for r in found.held_out}
+
+
+def test_the_held_out_loss_is_computed_once_for_rows_that_decode_one_model_otherwise(
+    ours, undefended, kit, monkeypatch
+) -> None:
+    """Only what the answer can see makes another loss: the rules do not, a closed gate and no safety rows do."""
+    mine = System(OURS, ours)
+    parts = {"first": {"schedule": "first"}, "closed": {"gate": False}, "plain": {"safety": False}}
+    systems = [System(UNDEFENDED, undefended), mine, *ablations(mine, parts)]
+    seen = []
+    real = suite.answer_losses
+    monkeypatch.setattr(suite, "answer_losses", lambda *a, **k: seen.append(k["gate"]) or real(*a, **k))
+    losses = suite.lm_losses(systems, kit.answered(3))
+    assert len(seen) == 4
+    assert losses[OURS] == losses["first"]
+    assert losses["closed"].value == pytest.approx(losses["plain"].value, abs=1e-5)
+    assert set(losses) == {system.name for system in systems}
