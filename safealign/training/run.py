@@ -66,19 +66,23 @@ def fit(config: TrainConfig, model: Any, renderer: Renderer, data: TrainingData,
 def start_head(config: TrainConfig, parts: SafetyParts, data: TrainingData, console: Console) -> None:
     """The warm start; where windows are fitted again after training, a third of their answers does for it."""
     console.print("warm start: reading the frozen model's states", highlight=False)
-    autocast, safety = compute_dtype(config.trainer.precision), config.safety
-    answered = data.warm_answers[::3] if safety.head.refit and safety.head.separate_windows else data.warm_answers
-    warm_start(parts, data.warm, answered, autocast=autocast, fit=safety.warm_start)
+    autocast = compute_dtype(config.trainer.precision)
+    answered = data.warm_answers[::3] if _refits(config) else data.warm_answers
+    warm_start(parts, data.warm, answered, autocast=autocast, fit=config.safety.warm_start)
 
 
 def refit_head(config: TrainConfig, trained: Any, parts: SafetyParts, data: TrainingData, console: Console) -> bool:
     """Fits the windows' read-out on the trained model's states, as `safety.head.refit` asks; whether it did."""
-    if not config.safety.head.refit:
+    if not _refits(config):
         return False
     release()
     console.print("windows: fitting their read-out again, on the trained model's states", highlight=False)
     with merged(trained):
         return refit_windows(parts, data.warm_answers, autocast=compute_dtype(config.trainer.precision))
+
+
+def _refits(config: TrainConfig) -> bool:
+    return config.safety.head.refit and config.safety.head.separate_windows
 
 
 def attach_from(config: TrainConfig, model: Any, renderer: Renderer) -> SafetyParts:
