@@ -34,7 +34,7 @@ from safealign.training.pipeline import load_model, safety_card
 from safealign.training.prepare import TrainingData, prepare
 from safealign.training.run import TrainedModel, fit
 
-REDUCED = ("data.mix.limit=600", "data.warm_answers=160", "trainer.max_steps=24", "trainer.eval_steps=1.0")
+REDUCED = ("data.mix.limit=600", "data.warm_answers=160", "trainer.max_steps=24")
 SETTINGS: dict[str, tuple[str, ...]] = {
     "the recipe's": (),
     "λ 0.1": ("safety.lambda_cls=0.1",),
