@@ -17,12 +17,11 @@ import torch
 from rich.console import Console
 from rich.table import Table
 
+from benchmarks.request_figures import request_figures
 from safealign.commands import run_command
 from safealign.config.composing import compose
 from safealign.config.roots import TrainConfig
-from safealign.data.records import MALICIOUS, Record
-from safealign.evaluation.metrics.calibration import threshold
-from safealign.evaluation.metrics.ranking import auroc
+from safealign.data.records import Record
 from safealign.evaluation.sets import load_set
 from safealign.files import write_text
 from safealign.judges.encoder import SentenceEncoder
@@ -107,13 +106,7 @@ def measure(config: TrainConfig, encode: Remembered, console: Console) -> dict[s
     }
     found = verdicts(config, trained, data, renderer.tokenizer, sets)
     figures = {key: last_value(trained, key) for key in COLUMNS if key.startswith("eval_")}
-    for name in ("benign", "over_refusal"):
-        labels = torch.tensor([True] * len(found["harmful"]) + [False] * len(found[name]))
-        figures[name] = auroc(torch.cat([found["harmful"], found[name]]), labels).value
-    figures["pairs"] = auroc(found["pairs"], torch.tensor([r.label == MALICIOUS for r in sets["pairs"]])).value
-    settings = config.safety.calibration
-    theta = threshold(found["calibration"], settings.budget / 2, 1 - settings.error_probability / 2).logit
-    figures["missed"] = float((found["harmful"] < theta).double().mean())
+    figures |= request_figures(found, sets, config.safety.calibration)
     figures["minutes"] = (time.monotonic() - started) / 60
     return figures
 

@@ -15,17 +15,16 @@ import torch
 from rich.console import Console
 from rich.table import Table
 
+from benchmarks.request_figures import request_figures
 from safealign.commands import run_command
 from safealign.config.roots import TrainConfig
 from safealign.data.mixing import kind_of
-from safealign.data.records import MALICIOUS, Record
+from safealign.data.records import Record
 from safealign.data.rendering import Renderer
 from safealign.data.styles import STYLES
 from safealign.data.templates import load_templates
 from safealign.data.wrapping import generic_templates, split
 from safealign.evaluation.head_table import linear_baseline, wrapped_set
-from safealign.evaluation.metrics.calibration import threshold
-from safealign.evaluation.metrics.ranking import auroc
 from safealign.evaluation.sets import load_set
 from safealign.files import write_text
 from safealign.judges.linear import PENALTY_PER_TEXT
@@ -122,19 +121,8 @@ def measure(
     """AUROC of each column of the head's table, and what is missed at the calibrated threshold."""
     rows = {id(record): states[name][i, chosen] for name, records in sets.items() for i, record in enumerate(records)}
     score = linear_baseline(lambda records: torch.stack([rows[id(r)] for r in records]), requests, penalty)
-    found = {name: score(sets[name]) for name in ("harmful", "benign", "over_refusal", "pairs", "wrapped")}
-    figures = {}
-    for name in ("benign", "over_refusal"):
-        labels = torch.tensor([True] * len(found["harmful"]) + [False] * len(found[name]))
-        figures[name] = auroc(torch.cat([found["harmful"], found[name]]), labels).value
-    for name in ("pairs", "wrapped"):
-        labels = torch.tensor([record.label == MALICIOUS for record in sets[name]])
-        figures[name] = auroc(found[name], labels).value
-    settings = config.safety.calibration
-    theta = threshold(score(sets["calibration"]), settings.budget / 2, 1 - settings.error_probability / 2).logit
-    figures["missed"] = float((found["harmful"] < theta).double().mean())
-    figures["alarms"] = float((found["over_refusal"] >= theta).double().mean())
-    return figures
+    logits = {name: score(records) for name, records in sets.items()}
+    return request_figures(logits, sets, config.safety.calibration)
 
 
 def show(rows: dict[str, dict[str, float]], console: Console) -> None:
