@@ -18,7 +18,8 @@ from safealign.data.records import Message
 from safealign.errors import SafealignError
 
 if TYPE_CHECKING:
-    from safealign.model import Output, SafeModel
+    from safealign.model import SafeModel
+    from safealign.session import Output
 
 HELP = "/trace: every verdict of the last answer · /new: forget the conversation · /quit or Ctrl-D: leave"
 _COLOURS = ((0.2, "green"), (0.5, "yellow"), (1.01, "red"))

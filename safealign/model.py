@@ -4,7 +4,6 @@ from __future__ import annotations
 
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
-from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
@@ -18,58 +17,22 @@ from safealign.decoding import (
     DecodedRow,
     Decoder,
     DecodingOptions,
-    Evaluation,
     Prompt,
     Recording,
     RowSettings,
+    Run,
 )
-from safealign.decoding.decoder import REFUSED
-from safealign.decoding.streaming import TextStream, text_of
 from safealign.errors import ConfigError, DataError
-from safealign.judges.refusal import RefusalMatcher
 from safealign.layout import build_layout, request_row
 from safealign.modeling.attach import SafetyParts
 from safealign.modeling.checkpoint import SafetyCard
 from safealign.modeling.features import layout_logits
 from safealign.modeling.loading import load_export
 from safealign.modeling.precision import serving_dtype
+from safealign.session import Answer, Conversation, Output, Session, StreamEvent, row_text
 
-Conversation = Sequence[Message | Mapping[str, str]]
 Progress = Callable[[int], None]
 BATCH_SIZE = 32
-
-
-@dataclass(frozen=True)
-class Output:
-    """An answer.
-
-    `text`: what was generated (a caller's prefix is not part of it). `refused`: the fixed refusal was given,
-    or the refusal matcher hits `text`. `intervened_at`: the generated token after which the rules stepped in
-    (0: at the start), None if they did not. `p`: probability that the request is malicious, None without
-    safety. `trace`: every evaluation of the safety token. `finish_reason`: `stop`, `length` or `refusal`.
-    `tokens`: the generated ids, end of turn included.
-    """
-
-    text: str
-    refused: bool
-    intervened_at: int | None
-    trace: tuple[Evaluation, ...]
-    p: float | None
-    finish_reason: str
-    tokens: tuple[int, ...]
-
-    @property
-    def n_tokens(self) -> int:
-        """Number of tokens that stand, end of turn included; withdrawn ones are not counted."""
-        return len(self.tokens)
-
-
-@dataclass(frozen=True)
-class StreamEvent:
-    """New text, never withdrawn later; the last event has no new text but the whole `output`."""
-
-    text: str
-    output: Output | None = None
 
 
 class SafeModel:
@@ -112,15 +75,30 @@ class SafeModel:
         `progress` is called with the number of answers just finished.
         """
         chosen = self.options.override(options)
-        rows = self._decode(conversations, chosen, batch_size, progress, record=False)
-        matcher = RefusalMatcher(chosen.trigger)
-        return [self._output(row, matcher) for row in rows]
+        run, rows = self._decode(conversations, chosen, batch_size, progress, record=False)
+        session = self._session(run)
+        return [session.output_of(row) for row in rows]
 
     def stream(self, messages: Conversation, **options: Any) -> Iterator[StreamEvent]:
-        """Yields text as it becomes certain; text that may still be withdrawn is held back."""
+        """Yields text as it becomes certain; text that may still be withdrawn is held back.
+
+        Closing the iterator ends the answer at once.
+        """
         chosen = self.options.override(options)
-        decoder, prompts = self._decoder(chosen, record=False), self._prompts([messages])
-        return self._events(decoder, prompts, chosen)
+        session = self.session(1, **options)
+        answer = session.submit(self.prompts([messages])[0], _seeds(chosen, 1)[0])
+        return self._events(session, answer)
+
+    def session(self, n_rows: int = BATCH_SIZE, *, longest: int = 256, room: int = 256, **options: Any) -> Session:
+        """A batch of at most `n_rows` answers that come and go (see `session.Session`); `options` as in `generate`.
+
+        `longest`, `room`: tokens of a prompt and of an answer that the cache starts with; it grows where they do not
+        suffice. While the session steps, the model must be in evaluation mode and used by no one else.
+        """
+        if n_rows < 1:
+            raise ConfigError(f"a session needs at least 1 row, got {n_rows}")
+        chosen = self.options.override(options)
+        return self._session(Run(self._decoder(chosen, record=False), n_rows, longest, room, eager=True))
 
     def record_batch(
         self,
@@ -132,8 +110,8 @@ class SafeModel:
     ) -> list[Recording]:
         """Answers with interventions off and every window recorded that calibration needs."""
         chosen = self.options.override(options)
-        rows = self._decode(conversations, chosen, batch_size, progress, record=True)
-        return [row.recording(self._text(row)) for row in rows]
+        _, rows = self._decode(conversations, chosen, batch_size, progress, record=True)
+        return [row.recording(row_text(row, self.tokenizer, self.renderer.eos_ids)) for row in rows]
 
     # ---- verdicts on requests ------------------------------------------------------------------------------
 
@@ -154,7 +132,7 @@ class SafeModel:
             raise ConfigError("this model has no safety head to score with: load an export of safealign")
         if not conversations:
             return []
-        prompts = [prompt.rendered for prompt in self._prompts(conversations)]
+        prompts = [prompt.rendered for prompt in self.prompts(conversations)]
         layouts = [build_layout(prompt, [request_row(prompt, self.rows.placement)]) for prompt in prompts]
         with _evaluating(self.hf):
             found = layout_logits(self.parts, [prompt.input_ids for prompt in prompts], layouts, batch_size)
@@ -169,41 +147,32 @@ class SafeModel:
         batch_size: int,
         progress: Progress | None,
         record: bool,
-    ) -> list[DecodedRow]:
+    ) -> tuple[Run, list[DecodedRow]]:
         if batch_size < 1:
             raise ConfigError(f"batch_size must be at least 1, got {batch_size}")
-        decoder, prompts = self._decoder(options, record), self._prompts(conversations)
-        if not prompts:
-            return []
+        decoder, prompts = self._decoder(options, record), self.prompts(conversations)
         with _evaluating(self.hf):
-            run = decoder.start(prompts, _seeds(options, len(prompts)), batch_size)
+            run, rows = decoder.start(prompts, _seeds(options, len(prompts)), batch_size)
             reported = 0
             while True:
-                finished = run.finished
-                if progress is not None and finished > reported:
-                    progress(finished - reported)
-                reported = finished
-                if not run.live:
-                    return run.rows
+                if progress is not None and run.finished > reported:
+                    progress(run.finished - reported)
+                reported = run.finished
+                if not run.busy:
+                    return run, rows
                 run.step()
 
-    def _events(self, decoder: Decoder, prompts: list[Prompt], options: DecodingOptions) -> Iterator[StreamEvent]:
-        with _evaluating(self.hf):
-            run = decoder.start(prompts, _seeds(options, 1))
-        row, shown = run.rows[0], 0
-        text = TextStream(self.tokenizer, _prefix_ids(row.prompt))
-        while True:
-            piece = text.push(self._spoken(row, shown))
-            shown = row.shown
-            if row.finish is not None:
-                piece += text.finish()
-            if piece:
-                yield StreamEvent(piece)
-            if row.finish is not None:
-                yield StreamEvent("", self._output(row, RefusalMatcher(options.trigger)))
-                return
-            with _evaluating(self.hf):
-                run.step()
+    def _events(self, session: Session, answer: Answer) -> Iterator[StreamEvent]:
+        try:
+            while answer.output is None:
+                with _evaluating(self.hf):
+                    events = session.step()
+                yield from (event for _, event in events)
+        finally:
+            session.cancel(answer)
+
+    def _session(self, run: Run) -> Session:
+        return Session(run, self.tokenizer, self.renderer.eos_ids)
 
     def _decoder(self, options: DecodingOptions, record: bool) -> Decoder:
         if options.safety and self.parts is None:
@@ -218,9 +187,11 @@ class SafeModel:
             eos_ids=self.renderer.eos_ids,
             calibrated=self.thresholds,
             record=record,
+            tokenizer=self.tokenizer,
         )
 
-    def _prompts(self, conversations: Sequence[Conversation]) -> list[Prompt]:
+    def prompts(self, conversations: Sequence[Conversation]) -> list[Prompt]:
+        """Rendered prompts, as `Session.submit` takes them. Raises DataError for what cannot be rendered."""
         prompts = []
         for index, messages in enumerate(conversations):
             if isinstance(messages, str | Mapping | Message):
@@ -230,25 +201,6 @@ class SafeModel:
                 )
             prompts.append(Prompt(self.renderer.render(messages, close=False)))
         return prompts
-
-    def _output(self, row: DecodedRow, matcher: RefusalMatcher) -> Output:
-        text = self._text(row)
-        return Output(
-            text=text,
-            refused=row.finish == REFUSED or matcher.refused(text),
-            intervened_at=row.intervened_at,
-            trace=tuple(row.trace),
-            p=row.trace[0].p if row.trace else None,
-            finish_reason=row.finish or "",
-            tokens=tuple(row.tokens),
-        )
-
-    def _text(self, row: DecodedRow) -> str:
-        return text_of(self.tokenizer, self._spoken(row, 0), _prefix_ids(row.prompt))
-
-    def _spoken(self, row: DecodedRow, start: int) -> list[int]:
-        """Shown ids from `start` on, without an end of turn."""
-        return [token for token in row.tokens[start : row.shown] if token not in self.renderer.eos_ids]
 
 
 def load(
@@ -286,10 +238,6 @@ def _thresholds(card: SafetyCard | None) -> CalibratedThresholds | None:
 def _seeds(options: DecodingOptions, n: int) -> list[int]:
     first = int(torch.randint(2**62, ()).item()) if options.seed is None else options.seed
     return [first + i for i in range(n)]
-
-
-def _prefix_ids(prompt: Prompt) -> tuple[int, ...]:
-    return prompt.rendered.input_ids[prompt.n_text - prompt.prefix :] if prompt.prefix else ()
 
 
 @contextmanager

@@ -163,14 +163,14 @@ class Sampler:
         decoder = Decoder(CachedEngine(self.model, None), options, encoder=self.renderer, eos_ids=self.renderer.eos_ids)
         first = 0 if seed is None else seed
         seeds = [first + i for i in range(len(prompts))]
-        run = decoder.start([Prompt(prompt) for prompt in prompts], seeds, self.settings.batch_size)
+        run, rows = decoder.start([Prompt(prompt) for prompt in prompts], seeds, self.settings.batch_size)
         reported = 0
-        while run.live:
+        while run.busy:
             run.step()
             if progress is not None and run.finished > reported:
                 progress(run.finished - reported)
             reported = run.finished
-        return [self._text(row.tokens) for row in run.rows]
+        return [self._text(row.tokens) for row in rows]
 
     def _text(self, ids: Sequence[int]) -> tuple[str, bool]:
         end = next((i for i, token in enumerate(ids) if token in self.renderer.eos_ids), None)

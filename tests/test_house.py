@@ -35,6 +35,7 @@ FLOORS = {
     "judges": 2,
     "decoding": 3,
     "model": 4,
+    "session": 4,
     "sampling": 4,
     "defenses": 4,
     "ranking": 4,

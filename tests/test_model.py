@@ -14,12 +14,13 @@ import safealign
 from safealign.chat import Chat, converse
 from safealign.decoding import DEFAULT_REFUSAL, DEFAULT_TRIGGER
 from safealign.errors import CheckpointError, ConfigError, DataError
-from safealign.model import Output, SafeModel
+from safealign.model import SafeModel
 from safealign.modeling.attach import attach
 from safealign.modeling.checkpoint import SafetyCard
 from safealign.modeling.exporting import export_model
 from safealign.modeling.safety_token import HeadSettings
 from safealign.modeling.tiny import tiny_model, tiny_tokenizer
+from safealign.session import Output
 
 HELLO = [{"role": "user", "content": "Hello there"}]
 TALKS = [

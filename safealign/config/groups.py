@@ -157,6 +157,7 @@ class HeadConfig:
     pool: list[str] = choice("row", "mean", "last")
     separate_windows: bool
     refit: bool
+    token_layers: list[float] = between(0, 1)
 
 
 @dataclass(kw_only=True)
@@ -213,7 +214,7 @@ class DecodingConfig:
     safety: bool
     gate: bool
     refusal: str
-    schedule: str = choice("first", "periodic", "annealing", "every")
+    schedule: str = choice("first", "periodic", "annealing", "every", "cascade")
     interval: int = at_least(1)
     floor: int = at_least(1)
     dependency: str = choice("low", "medium", "high")
@@ -224,11 +225,16 @@ class DecodingConfig:
     theta_query: Any = probability_or("calibrated")
     theta_window: Any = probability_or("calibrated")
     theta_prefix: Any = probability_or("calibrated")
+    theta_token: Any = probability_or("calibrated")
+    fused: bool
     max_new_tokens: int = at_least(1)
     min_new_tokens: int = at_least(0)
     temperature: float = at_least(0)
     top_p: float = between(0, 1)
     top_k: int = at_least(0)
+    min_p: float = between(0, 1)
+    repetition_penalty: float = positive()
+    stop: list[str]
     seed: int | None = at_least(0)
 
 

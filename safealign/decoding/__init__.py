@@ -1,8 +1,9 @@
 """Decoding with explicit safety signals: rules, schedules, policies, the batched decoder and its reference."""
 
 from safealign.decoding.decoder import DecodedRow, Decoder, Run
-from safealign.decoding.engine import CachedEngine, Feed
+from safealign.decoding.engine import CachedEngine
 from safealign.decoding.options import CalibratedThresholds, DecodingOptions
+from safealign.decoding.planning import Feed
 from safealign.decoding.policy import DEFAULT_REFUSAL, DEFAULT_TRIGGER, Policy, RefusalTexts
 from safealign.decoding.rows import Prompt, RowSettings
 from safealign.decoding.rules import Dependency, Probe, ProbeKind, RowState, Rules, State

@@ -5,25 +5,28 @@ from __future__ import annotations
 from collections import deque
 from collections.abc import Iterable, Sequence
 from dataclasses import dataclass, field
-from typing import Protocol
+from typing import Any, Protocol
 
 import torch
 
-from safealign.decoding.engine import EngineRow, Fed, Feed
-from safealign.decoding.options import CalibratedThresholds, DecodingOptions
+from safealign.decoding.engine import Fed
+from safealign.decoding.options import PER_ROW, CalibratedThresholds, DecodingOptions
+from safealign.decoding.planning import Feed
 from safealign.decoding.policy import Policy, RefusalTexts, TriggerEncoder
-from safealign.decoding.rows import Prompt
+from safealign.decoding.rows import EngineRow, Prompt
 from safealign.decoding.rules import Action, ActionKind, Probe, RowState, Rules, State, Transition
-from safealign.decoding.sampler import RowNoise, Sampler
+from safealign.decoding.sampler import Draw, RowNoise, Sampler
+from safealign.decoding.stopping import StopStrings
 from safealign.decoding.trace import Evaluation, Recording
+from safealign.errors import ConfigError
 
-END_OF_TURN, TOKEN_LIMIT, REFUSED = "stop", "length", "refusal"
+END_OF_TURN, TOKEN_LIMIT, REFUSED, CANCELLED = "stop", "length", "refusal", "cancelled"
 
 
 class Engine(Protocol):
     """What the decoder needs of an engine; `engine.CachedEngine` is the one that ships."""
 
-    def open(self, n_rows: int, longest: int, room: int) -> None:
+    def open(self, n_rows: int, longest: int, room: int, *, reach: int = 0, listen: bool = False) -> None:
         """Starts a batch of at most `n_rows`."""
         ...
 
@@ -53,18 +56,24 @@ class DecodedRow:
     """One answer in the making. `tokens` are g_1 … g_t, an end-of-turn token included.
 
     `shown`: how many of them may be shown (nothing shown is ever withdrawn). `intervened_at`: the g index at
-    which the row turned to REFUSING, None if it did not. `finish`: `stop`, `length` or `refusal` (the fixed
-    one) once done.
+    which the row turned to REFUSING, None if it did not. `woken`: steps at which the token head asked for a
+    window; `stirs`: its logit of each token, if recorded. `finish`: `stop`, `length`, `refusal` (the fixed one)
+    or `cancelled` once done.
     """
 
     prompt: Prompt
     noise: RowNoise
+    options: DecodingOptions
+    stops: StopStrings
     tokens: list[int] = field(default_factory=list)
     state: RowState = field(default_factory=RowState)
     trace: list[Evaluation] = field(default_factory=list)
     shown: int = 0
     intervened_at: int | None = None
     finish: str | None = None
+    stopped: bool = False  # the newest tokens complete a stop string
+    woken: set[int] = field(default_factory=set)
+    stirs: list[float] = field(default_factory=list)
     place: EngineRow = field(init=False)  # the row's place in the engine, while it is live
 
     @property
@@ -74,15 +83,15 @@ class DecodedRow:
 
     def recording(self, text: str = "") -> Recording:
         """What calibration reads, for a row decoded with `record`."""
-        return Recording.of(self.trace, len(self.tokens), text)
+        return Recording.of(self.trace, len(self.tokens), text, self.stirs)
 
 
 class Decoder:
     """Decodes batches of prompts under one set of options.
 
-    `encoder` renders the refusal texts; `eos_ids` end an answer; `record` evaluates every window that
-    calibration needs and never intervenes. Raises ConfigError where a threshold is `calibrated` and there is
-    no calibration.
+    `encoder` renders the refusal texts; `tokenizer` is needed for stop strings alone; `eos_ids` end an answer;
+    `record` evaluates every window that calibration needs and never intervenes. Raises ConfigError where a
+    threshold is `calibrated` and there is no calibration.
     """
 
     def __init__(
@@ -94,58 +103,102 @@ class Decoder:
         eos_ids: Iterable[int],
         calibrated: CalibratedThresholds | None = None,
         record: bool = False,
+        tokenizer: Any = None,
     ) -> None:
-        self.engine, self.options = engine, options
+        self.engine, self.options, self.tokenizer = engine, options, tokenizer
         self.eos_ids = frozenset(eos_ids)
         self.rules = options.rules(calibrated, record=record) if options.safety else Rules()
         self.thresholds = calibrated or CalibratedThresholds()
         self.policy = Policy(encoder, RefusalTexts(options.trigger, options.refusal))
-        self.sampler = Sampler(
-            temperature=options.temperature,
-            top_k=options.top_k,
-            top_p=options.top_p,
-            min_new_tokens=options.min_new_tokens,
-            eos_ids=self.eos_ids,
-        )
+        self.sampler = Sampler(self.eos_ids)
 
     def decode(
         self, prompts: Sequence[Prompt], seeds: Sequence[int], batch_size: int | None = None
     ) -> list[DecodedRow]:
         """Answers in the order of the prompts; `seeds` one per row, at most `batch_size` rows at a time."""
-        run = self.start(prompts, seeds, batch_size)
-        while run.live:
+        run, rows = self.start(prompts, seeds, batch_size)
+        while run.busy:
             run.step()
-        return run.rows
+        return rows
 
-    def start(self, prompts: Sequence[Prompt], seeds: Sequence[int], batch_size: int | None = None) -> Run:
-        """Feeds the first prompts; the caller then steps the run while it has live rows."""
-        return Run(self, prompts, seeds, batch_size or max(1, len(prompts)))
+    def start(
+        self, prompts: Sequence[Prompt], seeds: Sequence[int], batch_size: int | None = None
+    ) -> tuple[Run, list[DecodedRow]]:
+        """Feeds the first prompts; the caller then steps the run while it is busy."""
+        n_rows = min(batch_size or len(prompts), len(prompts))
+        longest = max((prompt.n_text for prompt in prompts), default=0)
+        run = Run(self, n_rows, longest, self.options.max_new_tokens + 16)
+        rows = [run.submit(prompt, seed) for prompt, seed in zip(prompts, seeds, strict=True)]
+        run.sort()
+        run.admit()
+        return run, rows
 
 
 class Run:
-    """Prompts under way: `rows` in the order given, `live` those being decoded, the rest waiting or finished.
+    """A batch of at most `n_rows` under way: `live` rows are being decoded, others wait for a free place.
 
-    When a quarter of the rows has finished, waiting prompts (similar lengths together) take their places.
+    `longest` and `room` size the cache: tokens of a prompt and of an answer (it grows where they do not suffice).
+    `eager`: a waiting prompt takes a free place at once, as a server's should; else they are filled when a quarter
+    of the rows has finished, several in one forward.
     """
 
-    def __init__(self, decoder: Decoder, prompts: Sequence[Prompt], seeds: Sequence[int], batch_size: int) -> None:
+    def __init__(self, decoder: Decoder, n_rows: int, longest: int, room: int, *, eager: bool = False) -> None:
         self.decoder, self.engine, self.rules = decoder, decoder.engine, decoder.rules
-        self.options, self.batch_size = decoder.options, batch_size
-        self.rows = [DecodedRow(prompt, RowNoise(seed)) for prompt, seed in zip(prompts, seeds, strict=True)]
+        self.options, self.n_rows, self.eager = decoder.options, n_rows, eager
         self.live: list[DecodedRow] = []
-        self._waiting = deque(sorted(self.rows, key=lambda row: -row.prompt.n_text))
+        self.finished = 0
+        self._waiting: deque[DecodedRow] = deque()
         self._logits: dict[DecodedRow, torch.Tensor] = {}
-        longest = max((row.prompt.n_text for row in self.rows), default=0)
-        self.engine.open(min(batch_size, len(self.rows)), longest, self.options.max_new_tokens + 16)
-        self._admit()
+        rules = self.rules
+        listen = self.options.safety and (rules.schedule.listens or rules.record)
+        self.engine.open(n_rows, longest, room, reach=rules.r2 + rules.r3, listen=listen)
 
     @property
-    def finished(self) -> int:
-        """Number of rows that are done."""
-        return len(self.rows) - len(self.live) - len(self._waiting)
+    def busy(self) -> bool:
+        """Whether any row is live or waiting."""
+        return bool(self.live or self._waiting)
+
+    @property
+    def waiting(self) -> int:
+        """Number of rows that wait for a place."""
+        return len(self._waiting)
+
+    def submit(self, prompt: Prompt, seed: int, options: DecodingOptions | None = None) -> DecodedRow:
+        """Queues a prompt. `options` may differ from the batch's in what is a row's own (`options.PER_ROW`).
+
+        Raises ConfigError for other differences, and for stop strings without a tokenizer.
+        """
+        chosen = options or self.options
+        if not self.options.shares_rules_with(chosen):
+            raise ConfigError(f"rows of one batch share their rules; only {', '.join(PER_ROW)} may differ")
+        if chosen.stop and self.decoder.tokenizer is None:
+            raise ConfigError("stop strings need a tokenizer, and this decoder has none")
+        stops = StopStrings(self.decoder.tokenizer, chosen.stop)
+        row = DecodedRow(prompt, RowNoise(seed), chosen, stops)
+        self._waiting.append(row)
+        return row
+
+    def sort(self) -> None:
+        """Puts waiting prompts of similar lengths together, the longest first."""
+        self._waiting = deque(sorted(self._waiting, key=lambda row: -row.prompt.n_text))
+
+    def cancel(self, row: DecodedRow) -> None:
+        """Takes a waiting or live row out; what it has said stands. A finished one stays as it is."""
+        if row.finish is not None:
+            return
+        if row in self._waiting:
+            self._waiting.remove(row)
+            row.finish = CANCELLED
+            self.finished += 1
+            return
+        row.finish = CANCELLED
+        self._retire()
 
     def step(self) -> None:
-        """One more token for every live row, with all that its verdicts entail."""
+        """Admits what waits, then one more token for every live row, with all that its verdicts entail."""
+        self.admit()
+        if not self.live:
+            return
         self._sample()
         fed = [(row, self._final(row), self._probes(row)) for row in self.live]
         for row, final, probes in fed:
@@ -156,14 +209,14 @@ class Run:
             verdicts = self._feed([(row, probes) for row, _, probes in fed])
             self._react([(row, self._judge(row, final, v)) for (row, final, _), v in zip(fed, verdicts, strict=True)])
         self._retire()
-        self._admit()
+        self.admit()
 
     # ---- the prompt ----------------------------------------------------------------------------------------
 
-    def _admit(self) -> None:
-        """Fills free rows from the queue, not for one or two at a time while many others go on."""
-        while self._waiting and len(self.live) <= self.batch_size * 3 // 4:
-            count = min(len(self._waiting), self.batch_size - len(self.live))
+    def admit(self) -> None:
+        """Fills free rows from the queue and feeds their prompts."""
+        while self._waiting and len(self.live) < self.n_rows and (self.eager or len(self.live) <= self.n_rows * 3 // 4):
+            count = min(len(self._waiting), self.n_rows - len(self.live))
             rows = [self._waiting.popleft() for _ in range(count)]
             for row, place in zip(rows, self.engine.admit([row.prompt for row in rows]), strict=True):
                 row.place = place
@@ -197,30 +250,43 @@ class Run:
 
     def _sample(self) -> None:
         logits = torch.stack([self._logits[row] for row in self.live])
-        steps = [len(row.tokens) + 1 for row in self.live]
-        chosen = self.decoder.sampler.choose(logits, steps, [row.noise for row in self.live])
+        draws = [Draw(row.options, row.noise, row.tokens, row.prompt.rendered.input_ids) for row in self.live]
+        chosen = self.decoder.sampler.choose(logits, draws)
         for row, token in zip(self.live, chosen, strict=True):
             row.tokens.append(token)
+            row.stopped = row.stops.hit(row.tokens)
 
     def _probes(self, row: DecodedRow) -> tuple[Probe, ...]:
         if not self.options.safety:
             return ()
-        return self.rules.probes(row.state, len(row.tokens), prefix=row.prompt.prefix, final=self._final(row))
+        final = self._final(row)
+        return self.rules.probes(row.state, len(row.tokens), prefix=row.prompt.prefix, final=final, woken=row.woken)
 
     def _feed(self, entries: Sequence[tuple[DecodedRow, tuple[Probe, ...]]]) -> list[list[tuple[Probe, float]]]:
         """Feeds the newest token of each row and evaluates its probes, in one forward or in two."""
         rows = [row for row, _ in entries]
         if self.options.fused:
             fed = self.engine.forward([Feed(row.place, row.tokens[-1:], probes) for row, probes in entries])
-            self._keep_logits(rows, fed)
+            self._listen(rows, fed)
             return [list(zip(p, v, strict=True)) for (_, p), v in zip(entries, fed.verdicts, strict=True)]
-        self._keep_logits(rows, self.engine.forward([Feed(row.place, row.tokens[-1:]) for row in rows]))
+        self._listen(rows, self.engine.forward([Feed(row.place, row.tokens[-1:]) for row in rows]))
         probing = [(row, probes) for row, probes in entries if probes]
         if not probing:
             return [[] for _ in entries]
         found = self.engine.forward([Feed(row.place, (), probes) for row, probes in probing]).verdicts
         by_row = {row: list(zip(p, v, strict=True)) for (row, p), v in zip(probing, found, strict=True)}
         return [by_row.get(row, []) for row in rows]
+
+    def _listen(self, rows: Sequence[DecodedRow], fed: Fed) -> None:
+        """Keeps the logits; where the token head stirs at a row's newest token, the next step gets a window."""
+        self._keep_logits(rows, fed)
+        if fed.stirs is None:
+            return
+        for row, logit in zip(rows, fed.stirs, strict=True):
+            if self.rules.record:
+                row.stirs.append(logit)
+            if self.rules.wakes(row.state, len(row.tokens), logit):
+                row.woken.add(len(row.tokens) + 1)
 
     def _judge(self, row: DecodedRow, final: bool, verdicts: list[tuple[Probe, float]]) -> Transition:
         step = len(row.tokens)
@@ -262,6 +328,7 @@ class Run:
         if action.kind is ActionKind.FREEZE:
             return self._freeze(row, action)
         del row.tokens[action.keep :]
+        row.stopped = False
         mid_answer = bool(row.prompt.prefix or action.keep)
         if action.kind is ActionKind.STOP:
             row.tokens += self.decoder.policy.refusal_ids(mid_answer=mid_answer)
@@ -270,8 +337,9 @@ class Run:
         trigger = self.decoder.policy.trigger_ids(mid_answer=mid_answer)
         feed = self._refusal_feed(row, action, trigger)
         row.tokens += trigger
-        if len(row.tokens) >= self.options.max_new_tokens:
-            self._finish(row, TOKEN_LIMIT)
+        row.stopped = row.stops.hit(row.tokens, len(trigger))
+        if self._final(row):
+            self._finish(row, self._natural_end(row))
             return None
         return feed
 
@@ -295,10 +363,10 @@ class Run:
         return bool(row.tokens) and row.tokens[-1] in self.decoder.eos_ids
 
     def _final(self, row: DecodedRow) -> bool:
-        return self._ended(row) or len(row.tokens) >= self.options.max_new_tokens
+        return self._ended(row) or row.stopped or len(row.tokens) >= row.options.max_new_tokens
 
     def _natural_end(self, row: DecodedRow) -> str:
-        return END_OF_TURN if self._ended(row) else TOKEN_LIMIT
+        return END_OF_TURN if self._ended(row) or row.stopped else TOKEN_LIMIT
 
     def _finish(self, row: DecodedRow, reason: str) -> None:
         row.finish, row.shown = reason, len(row.tokens)
@@ -327,5 +395,6 @@ class Run:
     def _retire(self) -> None:
         for row in [row for row in self.live if row.finish is not None]:
             self.live.remove(row)
+            self.finished += 1
             self._logits.pop(row, None)
             self.engine.close(row.place)

@@ -9,57 +9,33 @@ uses and tests compare.
 from __future__ import annotations
 
 from collections.abc import Iterator, Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass
 from typing import Any
 
 import torch
 from torch import nn
 
-from safealign.decoding.pooling import RowMemory
-from safealign.decoding.rows import Prompt, RowSettings, safety_row
-from safealign.decoding.rules import Probe
+from safealign.decoding.attention import grouped
+from safealign.decoding.planning import Feed, Plan
+from safealign.decoding.pooling import BatchMemory, sum_over
+from safealign.decoding.rows import EngineRow, Prompt, RowSettings
 from safealign.decoding.slot import SLOT_COLUMNS, SlotCache
 from safealign.layout import SafetyRow
 from safealign.layout.masks import additive
-from safealign.modeling.attach import RowPlan, SafetyParts
+from safealign.modeling.attach import Capture, RowPlan, SafetyParts
 
 PREFILL_TOKENS = 4096  # text rows of one prefill forward
-
-
-@dataclass(eq=False)
-class EngineRow:
-    """A row of the batch: `index` in the cache, `length` text rows fed so far, `slot` the column in use."""
-
-    prompt: Prompt
-    index: int
-    length: int = 0
-    slot: int = 0
-    has_slot: bool = False
-    memory: RowMemory = field(default_factory=RowMemory)
-
-
-@dataclass(frozen=True)
-class Feed:
-    """What a row does in a forward: text `tokens`, then `probes` over all text fed so far.
-
-    `sees_new`: this forward's own text rows see the slot that its writing probe makes (the prompt's forward,
-    and an intervention's); otherwise they see the slot as it was.
-    """
-
-    row: EngineRow
-    tokens: Sequence[int] = ()
-    probes: Sequence[Probe] = ()
-    sees_new: bool = False
 
 
 @dataclass(frozen=True)
 class Fed:
     """`logits` `[N, V]` after each feed's last token (None when no text was fed); `verdicts` per feed and
-    probe.
+    probe; `stirs`: the token head's logit of each feed's last token (None without such a head or such a token).
     """
 
     logits: torch.Tensor | None
     verdicts: list[tuple[float, ...]]
+    stirs: list[float] | None = None
 
 
 class CachedEngine:
@@ -79,13 +55,17 @@ class CachedEngine:
         self.device, self.dtype = embedding.device, embedding.dtype
         self.rows: list[EngineRow] = []
         self._cache = SlotCache(0, 0)
+        self._memory = BatchMemory(0)
+        self._listening = False
 
-    def open(self, n_rows: int, longest: int, room: int) -> None:
+    def open(self, n_rows: int, longest: int, room: int, *, reach: int = 0, listen: bool = False) -> None:
         """Starts a new batch of at most `n_rows`: prompts up to `longest` tokens, about `room` generated ones
-        each.
+        each. `reach`: how far windows reach back; `listen`: whether the token head is read.
         """
         self.rows = []
         self._cache = SlotCache(n_rows, SLOT_COLUMNS + longest + room)
+        self._memory = BatchMemory(n_rows, reach)
+        self._listening = listen and self.parts is not None and self.parts.token_head is not None
 
     def admit(self, prompts: Sequence[Prompt]) -> list[EngineRow]:
         """Gives each prompt a free row, to be fed next. Raises ValueError when there are too few."""
@@ -106,7 +86,7 @@ class CachedEngine:
                     logits[index] = fed.logits[at]
         order = range(len(feeds))
         stacked = torch.stack([logits[i] for i in order]) if logits else None
-        return Fed(stacked, [verdicts[i] for i in order])
+        return Fed(stacked, [verdicts[i] for i in order])  # a prompt is not listened to: its own windows watch it
 
     @torch.no_grad()
     def forward(self, feeds: Sequence[Feed]) -> Fed:
@@ -115,37 +95,49 @@ class CachedEngine:
         order = sorted(range(len(feeds)), key=lambda i: feeds[i].row.index)
         fed = self._forward([feeds[i] for i in order])
         place = sorted(range(len(order)), key=lambda i: order[i])
-        return Fed(None if fed.logits is None else fed.logits[place], [fed.verdicts[i] for i in place])
+        if place == list(range(len(place))):
+            return fed
+        logits = None if fed.logits is None else fed.logits[place]
+        return Fed(logits, [fed.verdicts[i] for i in place], fed.stirs and [fed.stirs[i] for i in place])
 
     def _forward(self, feeds: Sequence[Feed]) -> Fed:
-        plan = _Plan(self, feeds)
+        plan = Plan(feeds, self.settings, self.gate, self.device)
         self._cache.aim([feed.row.index for feed in feeds], plan.columns, plan.width)
-        logits, states = self._run(plan)
+        with grouped(self.lm):
+            logits, capture = self._run(plan)
         for feed in feeds:
             feed.row.length += len(feed.tokens)
         nothing: list[tuple[float, ...]] = [() for _ in feeds]
-        verdicts = nothing if states is None else self._judge(plan, states)
+        verdicts, stirs = nothing, None
+        if capture is not None:
+            verdicts, stirs = self._judge(plan, capture.states), self._stirs(plan, capture)
         for feed in feeds:
             if any(probe.writes for probe in feed.probes):
                 feed.row.slot, feed.row.has_slot = 1 - feed.row.slot, True
-        return Fed(logits, verdicts)
+        return Fed(logits, verdicts, stirs)
 
     def withdraw(self, row: EngineRow, length: int) -> None:
         """Rolls the row back to its first `length` text rows."""
         row.length = length
-        row.memory.cut(length)
+        if self._pools:
+            self._memory.cut(row.index, length)
 
     def close(self, row: EngineRow) -> None:
         """Takes a finished row out of the batch; the last one takes its place."""
         self._cache.drop(row.index)
-        row.memory = RowMemory()  # a long queue of answers must not keep every finished one's states
         last = self.rows.pop()
         if last is not row:
+            self._memory.move(last.index, row.index)
             self.rows[row.index] = last
             last.index = row.index
 
-    def _run(self, plan: _Plan) -> tuple[torch.Tensor | None, torch.Tensor | None]:
-        """Logits `[N, V]` of the last text rows, and the head's states `[N, T+S, depths, H]`."""
+    @property
+    def _pools(self) -> bool:
+        """Whether the head reads more than the safety row's own state."""
+        return self.parts is not None and bool({"mean", "last"} & set(self.parts.settings.pool))
+
+    def _run(self, plan: Plan) -> tuple[torch.Tensor | None, Capture | None]:
+        """Logits `[N, V]` of the last text rows, and what the heads read."""
         call: dict[str, Any] = {
             "input_ids": plan.input_ids,
             "past_key_values": self._cache,
@@ -159,97 +151,67 @@ class CachedEngine:
             logits = self._text(**call) if plan.n_text else None
             if not plan.n_text:
                 self.parts.decoder(**call)
-        return logits, capture.states
+        return logits, capture
 
     def _text(self, **call: Any) -> torch.Tensor:
         logits: torch.Tensor = self.lm(**call, logits_to_keep=1).logits[:, -1]
         return logits.float()
 
-    def _judge(self, plan: _Plan, states: torch.Tensor) -> list[tuple[float, ...]]:
-        """Remembers the text rows' states and scores the safety rows."""
+    def _judge(self, plan: Plan, states: torch.Tensor) -> list[tuple[float, ...]]:
+        """Remembers the text rows' states `[N, T+S, depths, H]` and scores the safety rows."""
         assert self.parts is not None
-        wanted = self.parts.settings.pool
-        kinds, rows, means, lasts = [], [], [], []
-        for at, feed in enumerate(plan.feeds):
-            row, n_fed = feed.row, len(feed.tokens)
-            row.memory.remember(row.prompt, row.length - n_fed, states[at, plan.n_text - n_fed : plan.n_text], wanted)
-            for index, safety in enumerate(plan.safety[at]):
-                kinds.append(int(safety.kind))
-                rows.append(states[at, plan.n_text + index])
-                if "mean" in wanted:
-                    means.append(row.memory.mean(safety.pools))
-                if "last" in wanted:
-                    lasts.append(row.memory.last(safety.last))
-        if not rows:
+        if self._pools:
+            self._remember(plan, states)
+        asked = [(at, index, row) for at, rows in enumerate(plan.safety) for index, row in enumerate(rows)]
+        if not asked:
             return [() for _ in plan.feeds]
-        scores = self.parts.score(
-            torch.tensor(kinds, device=states.device),
-            torch.stack(rows),
-            torch.stack(means) if means else None,
-            torch.stack(lasts) if lasts else None,
-        )
-        flat = iter(scores.tolist())
-        return [tuple(next(flat) for _ in row) for row in plan.safety]
+        at, index, safety = (list(column) for column in zip(*asked, strict=True))
+        rows = states[at, [plan.n_text + i for i in index]]
+        means, lasts = self._pooled(plan, states, at, safety) if self._pools else (None, None)
+        kinds = torch.tensor([int(row.kind) for row in safety], device=states.device)
+        flat = iter(self.parts.score(kinds, rows, means, lasts).tolist())
+        return [tuple(next(flat) for _ in rows) for rows in plan.safety]
 
+    def _remember(self, plan: Plan, states: torch.Tensor) -> None:
+        fed = [(at, feed) for at, feed in enumerate(plan.feeds) if feed.tokens]
+        for at, feed in fed:
+            if feed.row.length == len(feed.tokens):
+                text = states[at, plan.n_text - len(feed.tokens) : plan.n_text]
+                self._memory.open(feed.row.index, feed.row.prompt, text)
+        going_on = [(at, feed) for at, feed in fed if feed.row.length > len(feed.tokens)]
+        for step in range(max((len(feed.tokens) for _, feed in going_on), default=0)):
+            now = [(at, feed) for at, feed in going_on if step < len(feed.tokens)]
+            places = [plan.n_text - len(feed.tokens) + step for _, feed in now]
+            self._memory.append([feed.row.index for _, feed in now], states[[at for at, _ in now], places])
 
-class _Plan:
-    """The tensors of a forward: text padded on the left, safety rows after it, padded on the right.
+    def _pooled(
+        self, plan: Plan, states: torch.Tensor, at: Sequence[int], safety: Sequence[SafetyRow]
+    ) -> tuple[torch.Tensor, torch.Tensor]:
+        """Span means and last states `[n, depths, H]`: of a whole prompt from its forward, else from memory."""
+        if all(plan.feeds[i].row.length > len(plan.feeds[i].tokens) for i in at):
+            rows = [plan.feeds[i].row.index for i in at]
+            return self._memory.means(rows, safety), self._memory.lasts(rows, safety)
+        means, lasts = [], []
+        for i, row in zip(at, safety, strict=True):
+            feed = plan.feeds[i]
+            if feed.row.length > len(feed.tokens):
+                means.append(self._memory.means([feed.row.index], [row])[0])
+                lasts.append(self._memory.lasts([feed.row.index], [row])[0])
+                continue
+            text = states[i, plan.n_text - len(feed.tokens) : plan.n_text]
+            means.append(sum_over(text, row.pools) / max(1, sum(span.length for span in row.pools)))
+            lasts.append(text[row.last if row.pools else feed.row.prompt.last_query])
+        return torch.stack(means), torch.stack(lasts)
 
-    A fed token's row is its text row index plus SLOT_COLUMNS; the writing probe goes to the slot column that
-    is not in use; other safety rows and padding go to scratch columns behind the text.
-    """
-
-    def __init__(self, engine: CachedEngine, feeds: Sequence[Feed]) -> None:
-        self.feeds = feeds
-        self.safety: list[list[SafetyRow]] = [
-            [safety_row(probe, feed.row.prompt, engine.settings) for probe in feed.probes] for feed in feeds
-        ]
-        self.n_text = max(len(feed.tokens) for feed in feeds)
-        self.n_safety = max(len(rows) for rows in self.safety)
-        rows = [self._row(feed, safety) for feed, safety in zip(feeds, self.safety, strict=True)]
-        ids, text, columns, positions = (list(column) for column in zip(*rows, strict=True))
-        device = engine.device
-        self.input_ids = torch.tensor(ids, dtype=torch.long, device=device).reshape(len(feeds), self.n_text)
-        self.columns = torch.tensor(columns, device=device)
-        self.positions = torch.tensor(positions, device=device)
-        self.width = max(max(SLOT_COLUMNS + feed.row.length, *at) for feed, at in zip(feeds, columns, strict=True)) + 1
-        self.allowed = self._allowed(torch.tensor(text, device=device), engine.gate)
-
-    def _row(self, feed: Feed, safety: Sequence[SafetyRow]) -> tuple[list[int], list[int], list[int], list[int]]:
-        """Ids `[T]`, text index `[T+S]` (-1 where there is none), columns `[T+S]` and positions `[T+S]` of a
-        feed.
-        """
-        n_fed, start = len(feed.tokens), feed.row.length
-        pads, missing = self.n_text - n_fed, self.n_safety - len(safety)
-        text = list(range(start, start + n_fed))
-        scratch = iter(range(SLOT_COLUMNS + start + n_fed, SLOT_COLUMNS + start + self.n_text + self.n_safety))
-        probe_columns = [1 - feed.row.slot if probe.writes else next(scratch) for probe in feed.probes]
-        columns = [next(scratch) for _ in range(pads)] + [SLOT_COLUMNS + i for i in text] + probe_columns
-        columns += [next(scratch) for _ in range(missing)]
-        positions = [0] * pads + text + [row.position for row in safety] + [0] * missing
-        return [0] * pads + list(feed.tokens), [-1] * pads + text + [-1] * self.n_safety, columns, positions
-
-    def _allowed(self, text: torch.Tensor, gate: bool) -> torch.Tensor:
-        """Bool `[N, T+S, width]`: causal among text, itself always, one slot for response rows, spans for
-        probes.
-        """
-        at = torch.arange(self.width, device=text.device)
-        causal = (at >= SLOT_COLUMNS) & (at <= SLOT_COLUMNS + text.unsqueeze(-1)) & (text >= 0).unsqueeze(-1)
-        allowed = causal.scatter_(2, self.columns.unsqueeze(-1), True)
-        for n, (feed, safety) in enumerate(zip(self.feeds, self.safety, strict=True)):
-            self._open_slot(allowed[n], text[n], feed, gate)
-            for index, row in enumerate(safety):
-                for span in row.attends:
-                    allowed[n, self.n_text + index, SLOT_COLUMNS + span.start : SLOT_COLUMNS + span.end] = True
-        return allowed
-
-    def _open_slot(self, allowed: torch.Tensor, text: torch.Tensor, feed: Feed, gate: bool) -> None:
-        row, new = feed.row, feed.sees_new and any(probe.writes for probe in feed.probes)
-        if not gate or not feed.tokens or not (row.has_slot or new):
-            return
-        column = 1 - row.slot if new else row.slot
-        first = self.n_text - len(feed.tokens) + max(0, row.prompt.rendered.query_end - row.length)
-        allowed[first : self.n_text, column] = True
+    def _stirs(self, plan: Plan, capture: Capture) -> list[float] | None:
+        """The token head's logit at each feed's last token."""
+        if not (self._listening and plan.n_text):
+            return None
+        assert self.parts is not None
+        head = self.parts.token_head
+        assert head is not None
+        found: list[float] = head(capture.at(self.parts.token_depths)[:, plan.n_text - 1].flatten(-2)).tolist()
+        return found
 
 
 def _portions(lengths: Sequence[int]) -> Iterator[list[int]]:

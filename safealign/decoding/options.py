@@ -23,6 +23,7 @@ class CalibratedThresholds:
     query: float | None = None
     window: float | None = None
     prefix: float | None = None
+    token: float | None = None
     temperature: float = 1.0
 
     def p(self, logit: float) -> float:
@@ -40,9 +41,9 @@ class DecodingOptions:
     own, seeded with seed + i; None takes a fresh seed. Raises ConfigError for values out of range.
     """
 
-    schedule: str = "annealing"  # first | periodic | annealing | every
+    schedule: str = "annealing"  # first | periodic | annealing | every | cascade
     interval: int = 10  # tokens between the windows of `periodic`
-    floor: int = 32  # largest interval of `annealing`
+    floor: int = 32  # largest interval of `annealing` and `cascade`
     dependency: str = "medium"  # low: attention only | medium: trigger, then the model explains | high: stop
     tau: int = 3  # hits in a row that make an intervention, 1 to 3
     r1: int = 10  # rule 1: the slot of a refused request is renewed up to this token
@@ -51,9 +52,10 @@ class DecodingOptions:
     theta_query: float | str | None = CALIBRATED  # the request's threshold
     theta_window: float | str | None = CALIBRATED  # the answer windows' threshold
     theta_prefix: float | str | None = CALIBRATED  # the threshold of windows over a caller's prefix
+    theta_token: float | str | None = CALIBRATED  # from which the token head asks for a window (`cascade`)
     gate: bool = True  # whether the answer attends to the safety slot
     safety: bool = True  # False: the bare model
-    fused: bool = False  # evaluate the safety row in the token's own forward instead of one of its own
+    fused: bool = True  # evaluate the safety row in the token's own forward instead of one of its own
     trigger: str = DEFAULT_TRIGGER  # what `medium` inserts
     refusal: str = DEFAULT_REFUSAL  # what `high` ends with
     max_new_tokens: int = 128
@@ -61,9 +63,15 @@ class DecodingOptions:
     temperature: float = 0.0
     top_p: float = 1.0
     top_k: int = 0  # 0: off
+    min_p: float = 0.0  # 0: off
+    repetition_penalty: float = 1.0  # 1: off
+    stop: tuple[str, ...] = ()  # texts that end an answer; they are not part of it
     seed: int | None = 0
 
     def __post_init__(self) -> None:
+        stop: Any = self.stop
+        if isinstance(stop, list):  # as Hydra and JSON spell it
+            object.__setattr__(self, "stop", tuple(stop))
         problems = [*_range_problems(self), *_threshold_problems(self)]
         if problems:
             raise ConfigError("decoding options: " + "; ".join(problems))
@@ -73,6 +81,10 @@ class DecodingOptions:
         """A copy with `changes`; unknown names raise ConfigError with the nearest match."""
         check_names(changes)
         return replace(self, **changes)
+
+    def shares_rules_with(self, other: DecodingOptions) -> bool:
+        """Whether both can be decoded in one batch: they differ in what belongs to a row alone (`PER_ROW`)."""
+        return self == replace(other, **{name: getattr(self, name) for name in PER_ROW})
 
     def rules(self, calibrated: CalibratedThresholds | None = None, *, record: bool = False) -> Rules:
         """The rules these options ask for, thresholds as logits."""
@@ -86,6 +98,7 @@ class DecodingOptions:
             theta_query=None if record else self._theta("query", calibrated),
             theta_window=None if record else self._theta("window", calibrated),
             theta_prefix=None if record else self._theta("prefix", calibrated),
+            theta_token=self._theta("token", calibrated) if self.schedule == "cascade" else None,
             record=record,
         )
 
@@ -105,6 +118,18 @@ class DecodingOptions:
 
 
 NAMES = tuple(option.name for option in fields(DecodingOptions))
+# What each row of a batch may have of its own; the rules, the gate and the thresholds are the batch's.
+PER_ROW = (
+    "max_new_tokens",
+    "min_new_tokens",
+    "temperature",
+    "top_p",
+    "top_k",
+    "min_p",
+    "repetition_penalty",
+    "stop",
+    "seed",
+)
 
 
 def check_names(given: Mapping[str, Any]) -> None:
@@ -138,6 +163,8 @@ _LIMITS = {
     "temperature": _Limit(0, whole=False, note=" (0 is greedy)"),
     "top_p": _Limit(0, 1, whole=False),
     "top_k": _Limit(0, note=" (0 switches it off)"),
+    "min_p": _Limit(0, 1, whole=False, note=" (0 switches it off)"),
+    "repetition_penalty": _Limit(0.01, 100, whole=False, note=" (1 switches it off)"),
 }
 
 
@@ -154,6 +181,8 @@ def _range_problems(options: DecodingOptions) -> list[str]:
         problems.append(f"dependency must be one of {', '.join(Dependency)}, got {options.dependency!r}")
     if options.seed is not None and (isinstance(options.seed, bool) or not isinstance(options.seed, int)):
         problems.append(f"seed must be a whole number or None, got {options.seed!r}")
+    if not isinstance(options.stop, tuple) or not all(isinstance(text, str) and text for text in options.stop):
+        problems.append(f"stop must be a list of texts, none of them empty, got {options.stop!r}")
     if not problems and options.min_new_tokens > options.max_new_tokens:
         problems.append(f"min_new_tokens {options.min_new_tokens} is more than max_new_tokens {options.max_new_tokens}")
     return problems
@@ -161,7 +190,7 @@ def _range_problems(options: DecodingOptions) -> list[str]:
 
 def _threshold_problems(options: DecodingOptions) -> list[str]:
     problems = []
-    for name in ("theta_query", "theta_window", "theta_prefix"):
+    for name in ("theta_query", "theta_window", "theta_prefix", "theta_token"):
         value = getattr(options, name)
         number = isinstance(value, int | float) and not isinstance(value, bool)
         if not (value is None or value == CALIBRATED or (number and 0.0 < value < 1.0)):

@@ -84,6 +84,7 @@ class _Answering:
         self.decoder, self.prompt, self.rules = decoder, prompt, decoder.rules
         self.answer = ReferenceAnswer()
         self.state = RowState()
+        self.woken: set[int] = set()
         self.versions: list[_Version] = []
 
     def run(self) -> ReferenceAnswer:
@@ -105,8 +106,11 @@ class _Answering:
         tokens.append(self.decoder.choose(self._next_logits(), len(tokens) + 1))
         step, ended = len(tokens), tokens[-1] in self.decoder.eos_ids
         final = ended or step >= self.decoder.max_new_tokens
-        probes = self.rules.probes(self.state, step, prefix=self.prompt.prefix, final=final)
+        prefix = self.prompt.prefix
+        probes = self.rules.probes(self.state, step, prefix=prefix, final=final, woken=self.woken)
         logits = self._evaluate(probes, step) if probes else []
+        if self.rules.schedule.listens and not final and self.rules.wakes(self.state, step, self._stir()):
+            self.woken.add(step + 1)
         move = self.rules.step(self.state, step, list(zip(probes, logits, strict=True)), final=final, ended=ended)
         if move.row.state == "refusing" and self.state.state != "refusing":
             self.answer.intervened_at = move.row.since
@@ -166,6 +170,14 @@ class _Answering:
         self.answer.verdicts += [(step, probe, logit) for probe, logit in zip(named, logits, strict=True)]
         self.answer.layout = layout
         return logits
+
+    def _stir(self) -> float:
+        """The token head's logit at the newest token."""
+        head = self.decoder.parts.token_head
+        assert head is not None
+        _, capture, _, _ = self._forward([])
+        states = capture.at(self.decoder.parts.token_depths)
+        return float(head(states[:, len(self._whole().input_ids) - 1].flatten(-2))[0])
 
     def _next_logits(self) -> torch.Tensor:
         return self._forward([])[3]

@@ -48,6 +48,17 @@ class Prompt:
         return Span(self.n_text + first - 1, self.n_text + last)
 
 
+@dataclass(eq=False)
+class EngineRow:
+    """A row of a batch: `index` in the cache, `length` text rows fed so far, `slot` the column in use."""
+
+    prompt: Prompt
+    index: int
+    length: int = 0
+    slot: int = 0
+    has_slot: bool = False
+
+
 def safety_row(probe: Probe, prompt: Prompt, settings: RowSettings) -> SafetyRow:
     """The safety row of `probe`: what it attends to, what it pools, its position id."""
     if probe.kind is ProbeKind.REQUEST:

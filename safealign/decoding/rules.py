@@ -11,7 +11,7 @@ the m tokens of a caller's prefix. Thresholds are logits; None disables one.
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Container, Sequence
 from dataclasses import dataclass, field, replace
 from enum import StrEnum
 
@@ -34,6 +34,7 @@ class ProbeKind(StrEnum):
     WINDOW = "window"  # rule 2
     CONFIRM = "confirm"  # rule 3
     REFRESH = "refresh"  # rule 1, and the slot of an intervention
+    TOKEN = "token"  # no safety row: the token head on a generated token's own state, where it stirs
 
 
 class Dependency(StrEnum):
@@ -114,6 +115,7 @@ class Rules:
     theta_query: float | None = None
     theta_window: float | None = None
     theta_prefix: float | None = None
+    theta_token: float | None = None
     record: bool = False
 
     # ---- the request and the caller's prefix -------------------------------------------------------------
@@ -137,13 +139,17 @@ class Rules:
 
     # ---- one generated token -----------------------------------------------------------------------------
 
-    def probes(self, row: RowState, step: int, *, prefix: int = 0, final: bool = False) -> tuple[Probe, ...]:
-        """The safety rows to evaluate once g_step is fed. `final`: end of sequence or token limit."""
+    def probes(
+        self, row: RowState, step: int, *, prefix: int = 0, final: bool = False, woken: Container[int] = ()
+    ) -> tuple[Probe, ...]:
+        """The safety rows to evaluate once g_step is fed. `final`: end of sequence or token limit. `woken`: steps
+        at which the token head asked for a window (see `wakes`).
+        """
         if row.state is State.REFUSING:
             return self._rule_1(row, step, final)
-        window = (self._rule_2(step, prefix),) if self._scheduled(step, final) else ()
+        window = (self._rule_2(step, prefix),) if step in woken or self._scheduled(step, final) else ()
         if self.record:
-            return (*self._recorded(step, prefix), *window)
+            return (*self._recorded(step, prefix, woken), *window)
         if row.state is State.PENDING:
             return (self._rule_3(row.since, step, prefix), *window)
         return window
@@ -166,6 +172,12 @@ class Rules:
         if row.state is not State.PENDING or (row.count < self.tau and not final):
             return Transition(row)
         return self._intervene(row, step, ended)
+
+    def wakes(self, row: RowState, step: int, logit: float) -> bool:
+        """Whether the token head's logit at g_step asks for a window at the next step: a cascade, not yet refusing."""
+        if not self.schedule.listens or row.state is State.REFUSING:
+            return False
+        return self.theta_token is not None and logit >= self.theta_token
 
     def refusing_after(self, row: RowState, inserted: int) -> tuple[Probe, ...]:
         """The refresh row due right after `inserted` trigger ids at the very start of an answer (rule 1)."""
@@ -212,10 +224,11 @@ class Rules:
         start = max(1 - prefix, alarm - self.r2 + 1)
         return Probe(ProbeKind.CONFIRM, start, min(step, alarm + self.r3), alarm=alarm)
 
-    def _recorded(self, step: int, prefix: int) -> tuple[Probe, ...]:
-        """Rule-3 windows of every scheduled step that could still be PENDING."""
+    def _recorded(self, step: int, prefix: int, woken: Container[int]) -> tuple[Probe, ...]:
+        """Rule-3 windows of every step with a window of its own that could still be PENDING."""
         alarms = range(max(1, step - self.tau + 1), step)
-        return tuple(self._rule_3(alarm, step, prefix) for alarm in alarms if self.schedule.is_scheduled(alarm))
+        looked = (alarm for alarm in alarms if alarm in woken or self.schedule.is_scheduled(alarm))
+        return tuple(self._rule_3(alarm, step, prefix) for alarm in looked)
 
     def _scheduled(self, step: int, final: bool) -> bool:
         return self.schedule.is_scheduled(step) or (final and self.schedule.largest_gap() is not None)

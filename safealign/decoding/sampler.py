@@ -3,10 +3,23 @@
 from __future__ import annotations
 
 from collections.abc import Iterable, Sequence
+from dataclasses import dataclass
+from functools import lru_cache
 from typing import Any
 
 import torch
-from transformers import LogitsProcessorList, TemperatureLogitsWarper, TopKLogitsWarper, TopPLogitsWarper
+from transformers import (
+    LogitsProcessorList,
+    MinPLogitsWarper,
+    RepetitionPenaltyLogitsProcessor,
+    TemperatureLogitsWarper,
+    TopKLogitsWarper,
+    TopPLogitsWarper,
+)
+
+from safealign.decoding.options import DecodingOptions
+
+_NO_IDS: Any = torch.empty(1, 0, dtype=torch.long)  # for processors that look at scores alone
 
 
 class RowNoise:
@@ -27,43 +40,90 @@ class RowNoise:
         return float(self._numbers[step - 1])
 
 
+@dataclass(frozen=True, slots=True)
+class Draw:
+    """One row about to generate a token: its options, its noise, the ids so far."""
+
+    options: DecodingOptions
+    noise: RowNoise
+    generated: Sequence[int]
+    prompt: Sequence[int] = ()
+
+    @property
+    def step(self) -> int:
+        """The step to be generated, from 1."""
+        return len(self.generated) + 1
+
+    @property
+    def is_plain(self) -> bool:
+        """Whether the likeliest token of the unchanged logits is wanted."""
+        options = self.options
+        early = self.step <= options.min_new_tokens
+        return options.temperature == 0.0 and options.repetition_penalty == 1.0 and not early
+
+
 class Sampler:
-    """`temperature` 0 is greedy; else temperature, top-k and top-p by transformers' own processors, in that
-    order.
+    """Each row by its own options: repetition penalty, temperature, top-k, top-p and min-p are transformers' own
+    processors, in its order; `temperature` 0 is greedy.
     """
 
-    def __init__(
-        self,
-        *,
-        temperature: float = 0.0,
-        top_k: int = 0,
-        top_p: float = 1.0,
-        min_new_tokens: int = 0,
-        eos_ids: Iterable[int] = (),
-    ) -> None:
-        self.greedy = temperature == 0.0
-        self.min_new_tokens = min_new_tokens
-        self._eos = torch.tensor(sorted(eos_ids), dtype=torch.long)
-        self._processors = LogitsProcessorList()
-        if not self.greedy and temperature != 1.0:
-            self._processors.append(TemperatureLogitsWarper(temperature))
-        if top_k:
-            self._processors.append(TopKLogitsWarper(top_k))
-        if top_p < 1.0:
-            self._processors.append(TopPLogitsWarper(top_p))
+    def __init__(self, eos_ids: Iterable[int] = ()) -> None:
+        self._eos = sorted(eos_ids)
 
-    def choose(self, logits: torch.Tensor, steps: Sequence[int], noise: Sequence[RowNoise]) -> list[int]:
-        """Token ids for the rows of `logits` `[N, V]`, row i being about to generate its step `steps[i]`."""
-        early = [i for i, step in enumerate(steps) if step <= self.min_new_tokens]
-        if early and len(self._eos):
+    def choose(self, logits: torch.Tensor, draws: Sequence[Draw]) -> list[int]:
+        """Token ids for the rows of `logits` `[N, V]`; row i is drawn as `draws[i]` says."""
+        chosen: list[int] = logits.argmax(dim=-1).tolist()
+        for settings, rows in _grouped(draws).items():
+            scores = torch.stack([self._penalised(logits[row], draws[row]) for row in rows])
+            found = scores.argmax(dim=-1).tolist() if settings[0] == 0.0 else _drawn(scores, settings, draws, rows)
+            for row, token in zip(rows, found, strict=True):
+                chosen[row] = token
+        return chosen
+
+    def _penalised(self, logits: torch.Tensor, draw: Draw) -> torch.Tensor:
+        """Logits `[V]` with repetitions penalised and, before `min_new_tokens`, no end of turn."""
+        if draw.options.repetition_penalty != 1.0:
+            ids = torch.tensor([[*draw.prompt, *draw.generated]], device=logits.device)
+            penalise = RepetitionPenaltyLogitsProcessor(draw.options.repetition_penalty)
+            logits = penalise(ids, logits.unsqueeze(0))[0]
+        if draw.step <= draw.options.min_new_tokens and self._eos:
             logits = logits.clone()
-            logits[torch.tensor(early)[:, None], self._eos] = -torch.inf
-        if self.greedy:
-            return [int(token) for token in logits.argmax(dim=-1).tolist()]
-        no_ids: Any = torch.empty(len(logits), 0, dtype=torch.long)  # these processors look at scores alone
-        scores = self._processors(no_ids, logits)
-        cumulative = torch.softmax(scores.double(), dim=-1).cumsum(dim=-1)
-        numbers = [row.at(step) for row, step in zip(noise, steps, strict=True)]
-        drawn = torch.tensor(numbers, dtype=torch.float64, device=logits.device).unsqueeze(-1) * cumulative[:, -1:]
-        found = torch.searchsorted(cumulative, drawn, right=True).squeeze(-1)
-        return [int(token) for token in found.clamp_(max=logits.shape[-1] - 1).tolist()]
+            logits[self._eos] = -torch.inf
+        return logits
+
+
+_Settings = tuple[float, int, float, float]
+
+
+def _grouped(draws: Sequence[Draw]) -> dict[_Settings, list[int]]:
+    """Rows that need more than an argmax, by the settings that they share."""
+    groups: dict[_Settings, list[int]] = {}
+    for row, draw in enumerate(draws):
+        if not draw.is_plain:
+            o = draw.options
+            groups.setdefault((o.temperature, o.top_k, o.top_p, o.min_p), []).append(row)
+    return groups
+
+
+@lru_cache(maxsize=64)
+def _processors(settings: _Settings) -> LogitsProcessorList:
+    temperature, top_k, top_p, min_p = settings
+    found = LogitsProcessorList()
+    if temperature != 1.0:
+        found.append(TemperatureLogitsWarper(temperature))
+    if top_k:
+        found.append(TopKLogitsWarper(top_k))
+    if top_p < 1.0:
+        found.append(TopPLogitsWarper(top_p))
+    if min_p:
+        found.append(MinPLogitsWarper(min_p))
+    return found
+
+
+def _drawn(scores: torch.Tensor, settings: _Settings, draws: Sequence[Draw], rows: Sequence[int]) -> list[int]:
+    """Inverse-transform sampling in fp64, each row with its own number."""
+    cumulative = torch.softmax(_processors(settings)(_NO_IDS, scores).double(), dim=-1).cumsum(dim=-1)
+    numbers = torch.tensor([draws[row].noise.at(draws[row].step) for row in rows], dtype=torch.float64)
+    drawn = numbers.to(scores.device).unsqueeze(-1) * cumulative[:, -1:]
+    found = torch.searchsorted(cumulative, drawn, right=True).squeeze(-1)
+    return [int(token) for token in found.clamp_(max=scores.shape[-1] - 1).tolist()]

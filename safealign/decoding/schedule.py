@@ -1,8 +1,9 @@
 """Schedules: at which generated tokens a rule-2 window is evaluated.
 
 Source: Li & Kim, ICML 2025 (arXiv 2505.17072); the annealing floor is this project's. A schedule is a
-function of the step alone, never of thresholds or of a row's state, so that calibration sees the windows that
-deployment sees.
+function of the step alone, never of the windows' thresholds or of a row's state, so that calibration sees the
+windows that deployment sees; the cascade (this project's) also depends on the token head, whose own threshold is set
+before the windows' are calibrated.
 """
 
 from __future__ import annotations
@@ -25,9 +26,23 @@ class Schedule(Protocol):
         """The most tokens between two verdicts; None when the answer is never looked at."""
         ...
 
+    @property
+    def listens(self) -> bool:
+        """Whether the token head may ask for further windows."""
+        ...
+
+
+class _Deaf:
+    """A schedule that is fixed beforehand."""
+
+    @property
+    def listens(self) -> bool:
+        """No: windows come at the scheduled steps alone."""
+        return False
+
 
 @dataclass(frozen=True)
-class First:
+class First(_Deaf):
     """The request's verdict only: no window, not even at the end of the answer."""
 
     def is_scheduled(self, step: int) -> bool:
@@ -40,7 +55,7 @@ class First:
 
 
 @dataclass(frozen=True)
-class Periodic:
+class Periodic(_Deaf):
     """Every `interval` tokens."""
 
     interval: int = 10
@@ -55,7 +70,7 @@ class Periodic:
 
 
 @dataclass(frozen=True)
-class Annealing:
+class Annealing(_Deaf):
     """Intervals 1, 2, 4, … that double up to `floor`: steps 1, 3, 7, 15, 31, 63, 95, … for a floor of 32."""
 
     floor: int = 32
@@ -76,7 +91,7 @@ class Annealing:
 
 
 @dataclass(frozen=True)
-class Every:
+class Every(_Deaf):
     """Each token."""
 
     def is_scheduled(self, step: int) -> bool:
@@ -88,11 +103,31 @@ class Every:
         return 1
 
 
-NAMES = ("first", "periodic", "annealing", "every")
+@dataclass(frozen=True)
+class Cascade:
+    """Every `floor` tokens, and wherever the token head stirs: it reads each token's own state, which is free."""
+
+    floor: int = 32
+
+    @property
+    def listens(self) -> bool:
+        """Yes: a stir at g_t asks for the window that ends at t + 1."""
+        return True
+
+    def is_scheduled(self, step: int) -> bool:
+        """True at the multiples of the floor; what the token head asks for comes besides."""
+        return step > 0 and step % self.floor == 0
+
+    def largest_gap(self) -> int | None:
+        """The floor: between two verdicts of the safety token. The token head leaves no token out."""
+        return self.floor
+
+
+NAMES = ("first", "periodic", "annealing", "every", "cascade")
 
 
 def make_schedule(name: str, *, interval: int = 10, floor: int = 32) -> Schedule:
-    """The schedule of that name; `interval` is for `periodic`, `floor` for `annealing`."""
+    """The schedule of that name; `interval` is for `periodic`, `floor` for `annealing` and `cascade`."""
     if interval < 1 or floor < 1:
         raise ConfigError(f"decoding.interval and decoding.floor must be at least 1, got {interval} and {floor}")
     made: dict[str, Schedule] = {
@@ -100,6 +135,7 @@ def make_schedule(name: str, *, interval: int = 10, floor: int = 32) -> Schedule
         "periodic": Periodic(interval),
         "annealing": Annealing(floor),
         "every": Every(),
+        "cascade": Cascade(floor),
     }
     if name not in made:
         raise ConfigError(f"decoding.schedule must be one of {', '.join(NAMES)}, got {name!r}")

@@ -18,7 +18,10 @@ SLOT_COLUMNS = 2  # the first text column
 
 
 class SlotCache(Cache):
-    """A `transformers` cache whose `update` writes where `aim` said and returns the aimed rows' columns."""
+    """A `transformers` cache whose `update` writes where `aim` said and returns the aimed rows' columns.
+
+    Buffers are `[rows, capacity, heads, D]`, so that a token's keys are one piece of memory.
+    """
 
     def __init__(self, max_rows: int, capacity: int) -> None:
         super().__init__(layer_class_to_replicate=DynamicLayer)
@@ -26,16 +29,16 @@ class SlotCache(Cache):
         self.capacity = capacity
         self._buffers: list[tuple[torch.Tensor, torch.Tensor]] = []
         self._rows: torch.Tensor | None = None
-        self._at: tuple[torch.Tensor, torch.Tensor] | None = None
+        self._at: torch.Tensor | None = None
         self._width = 0
 
     def aim(self, rows: Sequence[int], columns: torch.Tensor, width: int) -> None:
         """Prepares a forward of `rows`: its new keys go to `columns` `[N, Q]`; it sees columns `0..width-1`."""
         self._reserve(width)
         index = torch.tensor(rows, device=columns.device)
-        everyone = list(rows) == list(range(self.n_rows))
+        everyone = len(rows) == self.n_rows and list(rows) == list(range(self.n_rows))
         self._rows = None if everyone else index
-        self._at = (index[:, None], columns)
+        self._at = (index[:, None] * self.capacity + columns).flatten()
         self._width = width
 
     def update(
@@ -49,10 +52,7 @@ class SlotCache(Cache):
         if layer_idx == len(self._buffers):
             self._buffers.append((self._empty(key_states), self._empty(value_states)))
         keys, values = self._buffers[layer_idx]
-        rows, columns = self._at
-        keys[rows, :, columns] = key_states.transpose(1, 2)
-        values[rows, :, columns] = value_states.transpose(1, 2)
-        return self._view(keys), self._view(values)
+        return self._write(keys, key_states), self._write(values, value_states)
 
     def admit(self, n: int) -> int:
         """Takes `n` free rows behind those in use; returns the first one's index."""
@@ -78,13 +78,15 @@ class SlotCache(Cache):
         """Key length and offset, as mask builders ask for them."""
         return self._width, 0
 
-    def _view(self, buffer: torch.Tensor) -> torch.Tensor:
-        if self._rows is None:
-            return buffer[: self.n_rows, :, : self._width]
-        return buffer[self._rows, :, : self._width]
+    def _write(self, buffer: torch.Tensor, states: torch.Tensor) -> torch.Tensor:
+        assert self._at is not None
+        n, heads, q, d = states.shape
+        buffer.view(-1, heads, d).index_copy_(0, self._at, states.transpose(1, 2).reshape(n * q, heads, d))
+        chosen = buffer[: self.n_rows] if self._rows is None else buffer[self._rows]
+        return chosen[:, : self._width].transpose(1, 2)
 
     def _empty(self, states: torch.Tensor) -> torch.Tensor:
-        return states.new_zeros(self.max_rows, states.shape[1], self.capacity, states.shape[3])
+        return states.new_zeros(self.max_rows, self.capacity, states.shape[1], states.shape[3])
 
     def _reserve(self, width: int) -> None:
         """Grows the buffers by half when a row outgrows them."""
@@ -96,4 +98,4 @@ class SlotCache(Cache):
 
 
 def _grown(buffer: torch.Tensor, extra: int) -> torch.Tensor:
-    return torch.nn.functional.pad(buffer, (0, 0, 0, extra))
+    return torch.nn.functional.pad(buffer, (0, 0, 0, 0, 0, extra))

@@ -58,7 +58,7 @@ class Recording:
 
     `request`: p_0's logit. `prefix`: logits of a caller's prefix's windows. `windows`: for each scheduled
     step S the logits of S's own window and of rule 3's at S+1, …, min(S+τ-1, T). `length`: T, the end of the
-    turn counted.
+    turn counted. `stirs`: the token head's logit of each token; empty for a model without one.
     """
 
     request: float
@@ -66,6 +66,7 @@ class Recording:
     windows: dict[int, tuple[float, ...]]
     length: int
     text: str = ""
+    stirs: tuple[float, ...] = ()
 
     @property
     def prefix_statistic(self) -> float:
@@ -78,7 +79,9 @@ class Recording:
         return max((min(logits) for logits in self.windows.values()), default=-math.inf)
 
     @classmethod
-    def of(cls, trace: Sequence[Evaluation], length: int, text: str = "") -> Recording:
+    def of(
+        cls, trace: Sequence[Evaluation], length: int, text: str = "", stirs: Sequence[float] = ()
+    ) -> Recording:
         """Sorts a recorded trace by scheduled step."""
         windows: dict[int, list[float]] = {}
         for entry in trace:
@@ -91,4 +94,5 @@ class Recording:
             windows={step: tuple(logits) for step, logits in windows.items()},
             length=length,
             text=text,
+            stirs=tuple(stirs),
         )

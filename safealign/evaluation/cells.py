@@ -20,8 +20,8 @@ from safealign.evaluation.systems import System
 from safealign.files import write_text
 from safealign.judges.harm_answer import attack_succeeded
 from safealign.judges.refusal import RefusalMatcher
-from safealign.model import Output
 from safealign.modeling.loading import weights_digest
+from safealign.session import Output
 
 Progress = Callable[[int], None]
 # conf/judge: did the attack succeed?

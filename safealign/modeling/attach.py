@@ -7,7 +7,7 @@ decoder and its blocks because PEFT calls the causal LM's `forward` directly, wh
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass, field
 from typing import Any
@@ -21,6 +21,7 @@ from safealign.modeling.safety_token import HeadSettings, SafetyHead, SafetyToke
 
 TOKEN_NAME = "safety_token"
 HEAD_NAME = "safety_head"
+TOKEN_HEAD_NAME = "safety_token_head"
 INITS = ("mean", "assistant_role")
 
 
@@ -50,15 +51,20 @@ class DeepEnough(Exception):
 
 @dataclass
 class Capture:
-    """States caught during one armed forward: `states` is `[B, T+S, n_depths, H]` in fp32."""
+    """States caught during one armed forward: `states` is `[B, T+S, n_depths, H]` in fp32, at the head's depths."""
 
     plan: RowPlan
+    depths: tuple[int, ...]
     blocks: dict[int, torch.Tensor] = field(default_factory=dict)
 
     @property
     def states(self) -> torch.Tensor:
         """All rows' states at the head's depths, shallow to deep."""
-        return torch.stack([self.blocks[depth].float() for depth in sorted(self.blocks)], dim=2)
+        return self.at(self.depths)
+
+    def at(self, depths: Sequence[int]) -> torch.Tensor:
+        """All rows' states `[B, T+S, len(depths), H]` at these depths, in fp32."""
+        return torch.stack([self.blocks[depth].float() for depth in depths], dim=2)
 
     def row_states(self) -> torch.Tensor:
         """The safety rows' states `[B, S, n_depths, H]`."""
@@ -78,6 +84,8 @@ class SafetyParts:
         self.decoder: nn.Module = lm.get_decoder()  # type: ignore[operator]
         self.layers = _decoder_layers(self.decoder)
         self.depths = settings.blocks(len(self.layers))
+        self.token_depths = settings.token_blocks(len(self.layers))
+        self._read = sorted({*self.depths, *self.token_depths})  # every depth that any head reads
         self.hidden_size: int = lm.get_input_embeddings().weight.shape[1]  # type: ignore[operator]
         self._active: Capture | None = None
         self._handles = self._hook()
@@ -92,12 +100,18 @@ class SafetyParts:
         """The safety head (or PEFT's wrapper of it)."""
         return getattr(self.lm, HEAD_NAME)
 
+    @property
+    def token_head(self) -> SafetyHead | None:
+        """The head that reads a generated token's own state; None for a model without one."""
+        found: SafetyHead | None = getattr(self.lm, TOKEN_HEAD_NAME, None)
+        return found
+
     @contextmanager
     def armed(self, plan: RowPlan) -> Iterator[Capture]:
         """While open, the next forwards of the model carry the plan's safety rows."""
         if self._active is not None:
             raise RuntimeError("the safety rows are armed already")
-        self._active = Capture(plan)
+        self._active = Capture(plan, self.depths)
         try:
             yield self._active
         finally:
@@ -138,7 +152,7 @@ class SafetyParts:
     def _hook(self) -> list[Any]:
         handles = [self.decoder.register_forward_pre_hook(self._before_decoder, with_kwargs=True)]
         handles.append(self.decoder.register_forward_hook(self._after_decoder))
-        for depth in self.depths:
+        for depth in self._read:
             if depth < len(self.layers):
                 handles.append(self.layers[depth - 1].register_forward_hook(self._after_block(depth)))
         return handles
@@ -162,7 +176,7 @@ class SafetyParts:
         def hook(module: nn.Module, args: Any, output: Any) -> None:
             if self._active is not None and self._active.plan.capture:
                 self._active.blocks[depth] = output[0] if isinstance(output, tuple) else output
-                if self._active.plan.features_only and depth == self.depths[-1]:
+                if self._active.plan.features_only and depth == self._read[-1]:
                     raise DeepEnough
 
         return hook
@@ -171,7 +185,7 @@ class SafetyParts:
         if self._active is None:
             return None
         plan, hidden = self._active.plan, output.last_hidden_state
-        if plan.capture and self.depths[-1] == len(self.layers):
+        if plan.capture and self._read[-1] == len(self.layers):
             self._active.blocks[len(self.layers)] = hidden
         text = hidden[:, : hidden.shape[1] - plan.n_safety]
         if plan.last_only:
@@ -197,6 +211,9 @@ def attach(lm: nn.Module, settings: HeadSettings, init: str = "mean", role_ids: 
         token = SafetyToken(hidden).to(embedding.device)
         lm.add_module(TOKEN_NAME, token)
         lm.add_module(HEAD_NAME, SafetyHead(width, settings.n_readouts).to(embedding.device))
+        if settings.token_layers:
+            inputs = len(settings.token_blocks(len(_decoder_layers(decoder)))) * hidden
+            lm.add_module(TOKEN_HEAD_NAME, SafetyHead(inputs).to(embedding.device).requires_grad_(False))
         with torch.no_grad():
             token.weight.copy_(_initial_vector(embedding, init, role_ids))
     return SafetyParts(lm, settings)

@@ -22,7 +22,7 @@ from safealign.errors import CheckpointError
 from safealign.modeling.attach import SafetyParts
 from safealign.modeling.safety_token import HeadSettings
 
-FORMAT_VERSION = 1
+FORMAT_VERSION = 2
 TENSORS_FILE, CARD_FILE, MANIFEST_FILE = "safety.safetensors", "safety.json", "manifest.json"
 _PROBE_TOLERANCE = 1e-4
 
@@ -53,6 +53,7 @@ class SafetyCard:
             "layers": list(self.head.layers),
             "pool": list(self.head.pool),
             "separate_windows": self.head.separate_windows,
+            "token_layers": list(self.head.token_layers),
         }
         return {**self.__dict__, "head": head, "format_version": FORMAT_VERSION}
 
@@ -67,7 +68,12 @@ class SafetyCard:
             )
         try:
             reads = data["head"]
-            head = HeadSettings(tuple(reads["layers"]), tuple(reads["pool"]), bool(reads["separate_windows"]))
+            head = HeadSettings(
+                tuple(reads["layers"]),
+                tuple(reads["pool"]),
+                bool(reads["separate_windows"]),
+                tuple(reads["token_layers"]),
+            )
             names = cls.__dataclass_fields__.keys() - {"head"}
             return cls(head=head, **{name: data[name] for name in names})
         except (KeyError, TypeError, ValueError) as error:
@@ -76,8 +82,7 @@ class SafetyCard:
 
 def safety_tensors(parts: SafetyParts) -> dict[str, torch.Tensor]:
     """Token, head and standardisation as CPU tensors; raises CheckpointError for an empty or non-finite one."""
-    tensors = {"token.weight": _active(parts.token).weight}
-    tensors |= {f"head.{name}": value for name, value in _active(parts.head).state_dict().items()}
+    tensors = _tensors_of(parts)
     found = {name: value.detach().float().cpu().contiguous().clone() for name, value in tensors.items()}
     for name, value in found.items():
         if value.numel() == 0:
@@ -119,15 +124,23 @@ def restore_safety(folder: Path, parts: SafetyParts) -> None:
 
 
 def _assign(parts: SafetyParts, tensors: dict[str, torch.Tensor], folder: Path) -> None:
-    targets = {"token.weight": _active(parts.token).weight}
-    targets |= {f"head.{name}": value for name, value in _active(parts.head).state_dict().items()}
-    for name, target in targets.items():
+    for name, target in _tensors_of(parts).items():
         if name not in tensors or tensors[name].shape != target.shape or tensors[name].dtype != torch.float32:
             raise CheckpointError(
                 f"{folder / TENSORS_FILE}: {name} is missing or does not fit this model "
                 f"(wanted {list(target.shape)} in fp32); is the export complete, and made for this base model?"
             )
         target.copy_(tensors[name].to(target.device))
+
+
+def _tensors_of(parts: SafetyParts) -> dict[str, torch.Tensor]:
+    """The live tensors of token, head and (where there is one) token head, by their names in the file."""
+    tensors = {"token.weight": _active(parts.token).weight}
+    heads = {"head": _active(parts.head), "token_head": parts.token_head}
+    for prefix, head in heads.items():
+        if head is not None:
+            tensors |= {f"{prefix}.{name}": value for name, value in head.state_dict().items()}
+    return tensors
 
 
 def _active(module: torch.nn.Module) -> Any:
@@ -141,13 +154,23 @@ def _active(module: torch.nn.Module) -> Any:
 
 def _probe(tensors: Mapping[str, torch.Tensor]) -> dict[str, float]:
     """A fixed vector through each read-out, in fp64: `σ⁻¹(p) = w·((x - mean)/scale) + b`."""
-    mean = tensors["head.mean"].double()
-    vector = torch.sin(torch.arange(1, mean.shape[-1] + 1, dtype=torch.float64))
-    standard = (vector - mean) / tensors["head.scale"].double()
-    logits = (tensors["head.linear.weight"].double() * standard).sum(-1) + tensors["head.linear.bias"].double()
+    found = {f"logit {index}": logit for index, logit in enumerate(_probe_logits(tensors, "head"))}
+    if "token_head.mean" in tensors:
+        found |= {"token head's logit": _probe_logits(tensors, "token_head")[0]}
     token = tensors["token.weight"].double()
-    found = {f"logit {index}": float(logit) for index, logit in enumerate(logits)}
-    return found | {"token product": float(token @ vector[: token.numel()])}
+    return found | {"token product": float(token @ _probe_vector(token.numel()))}
+
+
+def _probe_logits(tensors: Mapping[str, torch.Tensor], head: str) -> list[float]:
+    mean = tensors[f"{head}.mean"].double()
+    standard = (_probe_vector(mean.shape[-1]) - mean) / tensors[f"{head}.scale"].double()
+    weight, bias = tensors[f"{head}.linear.weight"].double(), tensors[f"{head}.linear.bias"].double()
+    found: list[float] = ((weight * standard).sum(-1) + bias).tolist()
+    return found
+
+
+def _probe_vector(n: int) -> torch.Tensor:
+    return torch.sin(torch.arange(1, n + 1, dtype=torch.float64))
 
 
 def _read_json(path: Path, folder: Path) -> dict[str, Any]:

@@ -23,32 +23,43 @@ class HeadSettings:
     row of the span: for the request its last content token, so that windows never lean on the request's verdict);
     their states are concatenated. `separate_windows`: windows over an answer are read by weights of their own, since
     requests and answers look different at the depths that tell most; False is the paper's single read-out.
+    `token_layers`: depths at which the token head reads each generated token's own state; () is for none.
     """
 
     layers: tuple[float, ...] = (1.0,)
     pool: tuple[str, ...] = ("row",)
     separate_windows: bool = False
+    token_layers: tuple[float, ...] = ()
 
     def __post_init__(self) -> None:
         if not self.layers or any(not 0.0 < f <= 1.0 for f in self.layers):
             raise ValueError(f"head.layers must be fractions of depth in (0, 1], got {list(self.layers)}")
+        if any(not 0.0 < f <= 1.0 for f in self.token_layers):
+            raise ValueError(f"head.token_layers must be fractions of depth in (0, 1], got {list(self.token_layers)}")
         unknown = [name for name in self.pool if name not in POOLS]
         if unknown or not self.pool:
             raise ValueError(f"head.pool must be a non-empty subset of {POOLS}, got {list(self.pool)}")
 
     def blocks(self, n_layers: int) -> tuple[int, ...]:
         """Depths as block counts 1..L (L stands for the output after the final norm), sorted, without repeats."""
-        return tuple(sorted({min(n_layers, max(1, round(f * n_layers))) for f in self.layers}))
+        return _blocks(self.layers, n_layers)
+
+    def token_blocks(self, n_layers: int) -> tuple[int, ...]:
+        """Depths of the token head, likewise."""
+        return _blocks(self.token_layers, n_layers)
 
     def width(self, n_layers: int, hidden_size: int) -> int:
         """Number of inputs of the linear head."""
         return len(self.blocks(n_layers)) * len(self.pool) * hidden_size
 
-
     @property
     def n_readouts(self) -> int:
         """Linear read-outs: one for all rows, or one for requests (and their refreshes) and one for windows."""
         return 2 if self.separate_windows else 1
+
+
+def _blocks(fractions: tuple[float, ...], n_layers: int) -> tuple[int, ...]:
+    return tuple(sorted({min(n_layers, max(1, round(f * n_layers))) for f in fractions}))
 
 
 class SafetyToken(nn.Module):

@@ -81,7 +81,7 @@ def model_problems(config: TrainConfig, model: Any) -> list[str]:
 def head_settings(config: TrainConfig) -> HeadSettings:
     """Where the head reads, as the config says; raises ValueError for what no head can read."""
     head = config.safety.head
-    return HeadSettings(tuple(head.layers), tuple(head.pool), head.separate_windows)
+    return HeadSettings(tuple(head.layers), tuple(head.pool), head.separate_windows, tuple(head.token_layers))
 
 
 def _head_problems(config: TrainConfig) -> list[str]:

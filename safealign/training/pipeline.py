@@ -18,12 +18,13 @@ from safealign.data.rendering import Renderer
 from safealign.decoding.options import DecodingOptions
 from safealign.errors import CheckpointError, ConfigError
 from safealign.judges.encoder import SentenceEncoder
-from safealign.model import Conversation, SafeModel, load
+from safealign.model import SafeModel, load
 from safealign.modeling.checkpoint import SafetyCard
 from safealign.modeling.exporting import export_model, merged
 from safealign.modeling.features import layout_logits
 from safealign.modeling.loading import TINY_NAME, load_base
 from safealign.modeling.precision import serving_dtype, weights_as
+from safealign.session import Conversation
 from safealign.training.calibrating import CalibrationResult, calibrate_model
 from safealign.training.cards import write_card
 from safealign.training.checks import config_problems, head_settings, model_problems

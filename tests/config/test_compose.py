@@ -209,4 +209,5 @@ def test_a_section_has_the_fields_of_the_settings_it_becomes(ours: type, theirs:
 def test_decoding_keys_are_the_keywords_of_generate() -> None:
     values = yaml.safe_load((conf_dir() / "decoding" / "default.yaml").read_text(encoding="utf-8"))
     options = DecodingOptions()
+    values["stop"] = tuple(values["stop"])
     assert values == {key: getattr(options, key) for key in values}

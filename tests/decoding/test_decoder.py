@@ -11,8 +11,8 @@ import torch
 from scripted import ScriptedRules
 from worlds import World
 
-from safealign.decoding import CalibratedThresholds, DecodedRow, Prompt
-from safealign.decoding.sampler import RowNoise, Sampler
+from safealign.decoding import CalibratedThresholds, DecodedRow, DecodingOptions, Prompt
+from safealign.decoding.sampler import Draw, RowNoise, Sampler
 from safealign.evaluation.metrics.calibration import candidate_windows, max_min_statistic
 
 OFF = CalibratedThresholds()
@@ -40,13 +40,13 @@ def test_waiting_prompts_take_the_places_of_finished_ones(world: World, with_opt
     plain = world.decoder(replace(options, safety=False), OFF, ()).decode(world.prompts(), range(6))
     eos = sorted({row.tokens[3] for row in plain[:3]})
     decoder = world.decoder(options, OFF, eos)
-    run = decoder.start(prompts, range(24), batch_size=5)
+    run, rows = decoder.start(prompts, range(24), batch_size=5)
     most = 0
-    while run.live:
+    while run.busy:
         most = max(most, len(run.live))
         run.step()
     assert most == 5 and run.finished == 24
-    assert [row.tokens for row in run.rows] == [row.tokens for row in decoder.decode(prompts, range(24))]
+    assert [row.tokens for row in rows] == [row.tokens for row in decoder.decode(prompts, range(24))]
 
 
 def test_sampling_depends_on_the_seed_alone(world: World, with_options: Any) -> None:
@@ -87,17 +87,17 @@ def test_min_new_tokens_puts_the_end_off(world: World, with_options: Any) -> Non
 def test_nothing_shown_is_ever_withdrawn(world: World, with_options: Any) -> None:
     decoder = world.decoder(with_options(max_new_tokens=30), OFF)
     decoder.rules = ScriptedRules.like(decoder.rules, 4, query_rate=0.0, window_rate=0.3, confirm_rate=0.8)
-    run = decoder.start(world.prompts(), range(6))
-    seen: list[list[int]] = [[] for _ in run.rows]
+    run, rows = decoder.start(world.prompts(), range(6))
+    seen: list[list[int]] = [[] for _ in rows]
     withdrawn = 0
-    while run.live:
-        before = [len(row.tokens) for row in run.rows]
+    while run.busy:
+        before = [len(row.tokens) for row in rows]
         run.step()
-        for i, row in enumerate(run.rows):
+        for i, row in enumerate(rows):
             assert row.tokens[: len(seen[i])] == seen[i]
             seen[i] = row.tokens[: row.shown]
             withdrawn += row.intervened_at is not None and row.intervened_at < before[i] and len(seen[i]) > 0
-    assert withdrawn and seen == [row.tokens for row in run.rows]
+    assert withdrawn and seen == [row.tokens for row in rows]
 
 
 @pytest.mark.parametrize("schedule", ["every", "periodic", "annealing"])
@@ -153,7 +153,7 @@ def test_a_long_answer_outgrows_the_cache_and_goes_on(world: World, with_options
     decoder = world.decoder(with_options(max_new_tokens=40), OFF, ())
     whole = decoder.decode(world.prompts()[:2], [0, 0])
     original = decoder.engine.open
-    decoder.engine.open = lambda n, longest, room: original(n, longest, 0)  # type: ignore[method-assign]
+    decoder.engine.open = lambda n, longest, room, **more: original(n, longest, 0, **more)  # type: ignore[method-assign]
     assert [row.tokens for row in decoder.decode(world.prompts()[:2], [0, 0])] == [row.tokens for row in whole]
 
 
@@ -169,18 +169,45 @@ def test_noise_belongs_to_the_step() -> None:
 def test_sampler_follows_the_distribution() -> None:
     probabilities = torch.tensor([0.1, 0.0, 0.6, 0.3])
     logits = probabilities.log().repeat(4000, 1)
-    drawn = Sampler(temperature=1.0).choose(logits, [1] * 4000, [RowNoise(i) for i in range(4000)])
+    options = DecodingOptions(temperature=1.0)
+    drawn = Sampler().choose(logits, [Draw(options, RowNoise(i), ()) for i in range(4000)])
     shares = torch.bincount(torch.tensor(drawn), minlength=4) / 4000
     assert shares[1] == 0 and torch.allclose(shares, probabilities, atol=0.03)
 
 
 @pytest.mark.parametrize(
-    ("top_k", "top_p", "allowed"), [(1, 1.0, {2}), (2, 1.0, {2, 3}), (0, 0.5, {2}), (0, 0.8, {2, 3})]
+    ("changes", "allowed"),
+    [
+        ({"top_k": 1}, {2}),
+        ({"top_k": 2}, {2, 3}),
+        ({"top_p": 0.5}, {2}),
+        ({"top_p": 0.8}, {2, 3}),
+        ({"min_p": 0.4}, {2, 3}),
+        ({"min_p": 0.1}, {0, 2, 3}),
+    ],
 )
-def test_sampler_truncates(top_k: int, top_p: float, allowed: set[int]) -> None:
+def test_sampler_truncates(changes: dict[str, Any], allowed: set[int]) -> None:
     logits = torch.tensor([0.1, 0.02, 0.58, 0.3]).log().repeat(500, 1)
-    sampler = Sampler(temperature=1.0, top_k=top_k, top_p=top_p)
-    assert set(sampler.choose(logits, [1] * 500, [RowNoise(i) for i in range(500)])) == allowed
+    options = DecodingOptions(temperature=1.0, **changes)
+    assert set(Sampler().choose(logits, [Draw(options, RowNoise(i), ()) for i in range(500)])) == allowed
+
+
+def test_each_row_is_drawn_by_its_own_options() -> None:
+    """A mixed batch gives what each row gives alone; repetitions are penalised over prompt and answer."""
+    logits = torch.randn(5, 40, generator=torch.Generator().manual_seed(0))
+    options = [
+        DecodingOptions(),
+        DecodingOptions(temperature=0.7, top_k=5),
+        DecodingOptions(repetition_penalty=50.0),
+        DecodingOptions(temperature=1.3, min_p=0.2, repetition_penalty=1.2),
+        DecodingOptions(min_new_tokens=4),
+    ]
+    ids = [int(row.argmax()) for row in logits]
+    draws = [Draw(o, RowNoise(i), [ids[i]], [1, 2]) for i, o in enumerate(options)]
+    sampler = Sampler(eos_ids=[ids[4]])
+    together = sampler.choose(logits, draws)
+    assert together == [sampler.choose(logits[i : i + 1], draws[i : i + 1])[0] for i in range(5)]
+    assert together[0] == ids[0] and together[2] != ids[2] and together[4] != ids[4]
 
 
 def test_prompt_counts_a_prefix_backwards(world: World) -> None:

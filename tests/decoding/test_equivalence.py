@@ -122,16 +122,21 @@ def test_the_gate_changes_the_text(world: World, with_options: Any) -> None:
 
 
 def test_sampled_text_equals_the_reference(world: World, with_options: Any) -> None:
-    from safealign.decoding.sampler import RowNoise, Sampler
+    from safealign.decoding.sampler import Draw, RowNoise, Sampler
 
     options = with_options(temperature=1.0, top_k=50, trigger=TRIGGER)
     prompts = world.prompts()
     decoder = world.decoder(options, OFF, ())
     decoder.rules = rules = ScriptedRules.like(decoder.rules, 2, window_rate=0.5)
-    sampler, rows = Sampler(temperature=1.0, top_k=50), decoder.decode(prompts, range(6))
+    sampler, rows = Sampler(), decoder.decode(prompts, range(6))
     for seed, (prompt, row) in enumerate(zip(prompts, rows, strict=True)):
         noise = RowNoise(seed)
         wanted = world.reference(
-            prompt, options, OFF, (), rules=rules, choose=lambda x, t, n=noise: sampler.choose(x[None], [t], [n])[0]
+            prompt,
+            options,
+            OFF,
+            (),
+            rules=rules,
+            choose=lambda x, t, n=noise: sampler.choose(x[None], [Draw(options, n, [0] * (t - 1))])[0],
         )
         compare(row, wanted)

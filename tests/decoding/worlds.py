@@ -101,9 +101,11 @@ def make_world(
                 parameter.mul_(4.0)
         shape = lm.lm_head.weight.shape
         lm.lm_head.weight = torch.nn.Parameter(torch.randn(shape, generator=generator))
-    parts = attach(lm, HeadSettings(layers, pool))
+    parts = attach(lm, HeadSettings(layers, pool, token_layers=(0.75,)))
     with torch.no_grad():
         parts.token.weight.copy_(torch.randn(parts.token.weight.shape, generator=generator) * 0.3)
         weight = torch.randn(parts.head.linear.weight.shape, generator=generator)
         parts.head.linear.weight.copy_(weight * 0.5)
+        assert parts.token_head is not None
+        parts.token_head.linear.weight.copy_(torch.randn(parts.token_head.linear.weight.shape, generator=generator))
     return World(lm, parts, Renderer(tiny_tokenizer()), settings or RowSettings())

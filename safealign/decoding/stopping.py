@@ -1,0 +1,56 @@
+"""Stop strings: texts that end an answer and are no part of it."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from typing import Any
+
+
+class StopStrings:
+    """Finds stop strings in text and in newly generated ids."""
+
+    def __init__(self, tokenizer: Any, stops: Sequence[str]) -> None:
+        self._tokenizer, self.stops = tokenizer, tuple(stops)
+        # A token has at least one byte of text, or none at all (special tokens, which end answers or never come).
+        self._reach = max((len(stop.encode()) for stop in self.stops), default=0) + 8
+
+    def hit(self, tokens: Sequence[int], new: int = 1) -> bool:
+        """Whether the last `new` of these ids complete a stop string."""
+        if not self.stops:
+            return False
+        tail = self._tokenizer.decode(list(tokens[-self._reach - new :]), skip_special_tokens=True)
+        return any(stop in tail for stop in self.stops)
+
+    def cut(self, text: str) -> str:
+        """`text` up to its first stop string."""
+        found = [at for at in (text.find(stop) for stop in self.stops) if at >= 0]
+        return text[: min(found)] if found else text
+
+    def held(self, text: str) -> int:
+        """How many characters at the end of `text` may be the beginning of a stop string."""
+        longest = max((len(stop) for stop in self.stops), default=1) - 1
+        sizes = range(min(longest, len(text)), 0, -1)
+        return next((n for n in sizes if any(stop.startswith(text[-n:]) for stop in self.stops)), 0)
+
+
+class StopFilter:
+    """Streamed text without stop strings: what may begin one is held back until it is known."""
+
+    def __init__(self, stops: StopStrings) -> None:
+        self._stops, self._held, self._over = stops, "", False
+
+    def push(self, text: str) -> str:
+        """The part of all text so far that is certain and was not returned before."""
+        if self._over:
+            return ""
+        whole = self._held + text
+        kept = self._stops.cut(whole)
+        self._over = len(kept) < len(whole)
+        held = 0 if self._over else self._stops.held(whole)
+        self._held = kept[len(kept) - held :] if held else ""
+        return kept[: len(kept) - held] if held else kept
+
+    def finish(self) -> str:
+        """What was held back and turned out to be no stop string."""
+        rest, self._held = self._held, ""
+        return "" if self._over else rest
