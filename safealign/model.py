@@ -177,6 +177,8 @@ class SafeModel:
     def _decoder(self, options: DecodingOptions, record: bool) -> Decoder:
         if options.safety and self.parts is None:
             raise ConfigError("this model has no safety parts: decode it with safety=False, or load an export")
+        if options.safety and options.schedule == "cascade" and self.parts is not None and not self.parts.token_head:
+            raise ConfigError("schedule='cascade' listens to a token head, and this model has none: choose another")
         parts = self.parts if options.safety else None
         lm = self.hf if self.parts is None else self.parts.lm
         engine = CachedEngine(lm, parts, self.rows, gate=options.gate)

@@ -185,6 +185,7 @@ class CalibrationConfig:
     answered: int = at_least(0)
     budget: float = between(0, 1)
     error_probability: float = between(0, 1)
+    wake_rate: float = between(0, 1)
     max_new_tokens: int = at_least(1)
 
 

@@ -5,15 +5,17 @@ Used to measure the windows on texts that the model did not write just now (harm
 
 from __future__ import annotations
 
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Container, Sequence
 from dataclasses import dataclass, replace
+
+import torch
 
 from safealign.decoding.rows import Prompt, RowSettings, safety_row
 from safealign.decoding.rules import Probe, RowState, Rules
 from safealign.decoding.trace import Evaluation, Recording
 from safealign.layout import Layout, build_layout
 from safealign.modeling.attach import SafetyParts
-from safealign.modeling.features import layout_logits
+from safealign.modeling.features import layout_logits, token_features
 
 
 @dataclass(frozen=True)
@@ -34,9 +36,14 @@ def replay(
     batch_size: int = 16,
     progress: Callable[[int], None] | None = None,
 ) -> list[Recording]:
-    """Recordings of fixed answers, as if they were decoded with interventions off under `rules`' schedule."""
+    """Recordings of fixed answers, as if they were decoded with interventions off under `rules`' schedule.
+
+    Where that listens to the token head, each answer is read once more for it, all of it seeing the request's verdict.
+    """
     recording = replace(rules, record=True)
-    asked = [_probes(answer, recording) for answer in answers]
+    listens = rules.schedule.listens
+    woken = _woken(parts, answers, recording, settings, gate, batch_size) if listens else [set() for _ in answers]
+    asked = [_probes(answer, recording, wakes) for answer, wakes in zip(answers, woken, strict=True)]
     layouts = [_layout(answer, probes, settings, gate) for answer, probes in zip(answers, asked, strict=True)]
     ids = [(*answer.prompt.rendered.input_ids, *answer.tokens) for answer in answers]
     found = layout_logits(parts, ids, layouts, batch_size, progress)
@@ -60,11 +67,33 @@ def intervention_step(recording: Recording, theta_window: float | None, tau: int
     return None
 
 
-def _probes(answer: FixedAnswer, rules: Rules) -> list[tuple[int, Probe]]:
+def _woken(
+    parts: SafetyParts,
+    answers: Sequence[FixedAnswer],
+    rules: Rules,
+    settings: RowSettings,
+    gate: bool,
+    batch_size: int,
+) -> list[set[int]]:
+    """Per answer, the steps at which the token head asks for a window."""
+    head = parts.token_head
+    if head is None:
+        return [set() for _ in answers]
+    request = [(0, rules.opening()[0])]
+    layouts = [_layout(answer, request, settings, gate) for answer in answers]
+    ids = [(*answer.prompt.rendered.input_ids, *answer.tokens) for answer in answers]
+    rows = [range(answer.prompt.n_text, answer.prompt.n_text + len(answer.tokens)) for answer in answers]
+    found = token_features(parts, ids, layouts, rows, batch_size)
+    with torch.no_grad():
+        stirs = [head(features.to(head.mean.device)).tolist() for features in found]
+    return [{t + 2 for t, x in enumerate(logits) if rules.wakes(RowState(), t + 1, x)} for logits in stirs]
+
+
+def _probes(answer: FixedAnswer, rules: Rules, woken: Container[int]) -> list[tuple[int, Probe]]:
     prefix, length = answer.prompt.prefix, len(answer.tokens)
     found = [(0, probe) for probe in rules.opening(prefix)]
     for step in range(1, length + 1):
-        asked = rules.probes(RowState(), step, prefix=prefix, final=step == length)
+        asked = rules.probes(RowState(), step, prefix=prefix, final=step == length, woken=woken)
         found += [(step, probe) for probe in asked]
     return found
 

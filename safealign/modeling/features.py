@@ -88,6 +88,24 @@ def layout_logits(
     return _by_batches(parts, input_ids, layouts, batch_size, progress, batch_logits)
 
 
+def token_features(
+    parts: SafetyParts,
+    input_ids: Sequence[Sequence[int]],
+    layouts: Sequence[Layout],
+    rows: Sequence[Sequence[int]],
+    batch_size: int = 32,
+) -> list[torch.Tensor]:
+    """The token head's inputs at the given text rows, one `[len(rows_i), width]` tensor per layout, on the CPU.
+
+    A response row sees the slot version that its layout says.
+    """
+    return _by_batches(parts, input_ids, layouts, batch_size, None, _token_states, rows)
+
+
+def _token_states(parts: SafetyParts, capture: Capture, batch: SafetyBatch) -> torch.Tensor:
+    return capture.at(parts.token_depths).flatten(-2)
+
+
 @torch.no_grad()
 def _by_batches(
     parts: SafetyParts,
@@ -96,7 +114,9 @@ def _by_batches(
     batch_size: int,
     progress: Callable[[int], None] | None,
     read: Callable[[SafetyParts, Capture, SafetyBatch], torch.Tensor],
+    rows: Sequence[Sequence[int]] | None = None,
 ) -> list[torch.Tensor]:
+    """What `read` finds for each layout: of its safety rows, or of the text rows named in `rows`."""
     results: dict[int, torch.Tensor] = {}
     device = parts.lm.get_input_embeddings().weight.device  # type: ignore[operator]
     for chosen in _length_batches([layout.n_text + len(layout.safety) for layout in layouts], batch_size):
@@ -107,7 +127,7 @@ def _by_batches(
             parts.decoder(input_ids=ids, use_cache=False)
         values = read(parts, capture, batch).cpu()
         for row, index in enumerate(chosen):
-            results[index] = values[row, : len(layouts[index].safety)]
+            results[index] = values[row, : len(layouts[index].safety)] if rows is None else values[row, rows[index]]
         if progress is not None:
             progress(len(chosen))
     return [results[i] for i in range(len(layouts))]

@@ -11,6 +11,7 @@ import torch
 
 from safealign.config.roots import TrainConfig
 from safealign.data.records import Record
+from safealign.decoding.options import CalibratedThresholds
 from safealign.decoding.trace import Recording
 from safealign.evaluation.metrics.calibration import calibrate
 from safealign.evaluation.metrics.reliability import brier, expected_calibration_error, fit_temperature
@@ -18,6 +19,7 @@ from safealign.model import SafeModel
 from safealign.sampling import spread
 
 Say = Callable[[str], None]
+_LISTENED = 64  # benign answers that the token head's threshold rests on
 _BATCH = 64  # rows of one cache: its memory grows with rows × the longest of them
 
 
@@ -50,9 +52,8 @@ def calibrate_model(
         f"calibration: judging {len(units)} benign requests and answering {len(answered)} of them, interventions off"
     )
     prompts = [record.prompt for record in answered]
-    recordings = model.record_batch(
-        prompts, batch_size=_BATCH, max_new_tokens=settings.max_new_tokens, seed=config.seed
-    )
+    listening = _set_token_threshold(model, spread(prompts, _LISTENED), config)
+    recordings = _record(model, prompts, config)
     # Half of them: the prefix's threshold has a budget of its own, undivided, which needs fewer units.
     prefixed = _prefix_statistics(model, prompts[::2], recordings[::2], config)
     found = calibrate(
@@ -67,6 +68,7 @@ def calibrate_model(
     prefix = calibrate({"prefix": prefixed}, settings.budget, 1.0 - settings.error_probability)
     thresholds: dict[str, float | None] = {name: part.logit for name, part in found.thresholds.items()}
     thresholds["prefix"] = prefix.thresholds["prefix"].logit
+    thresholds["token"] = listening["logit"] if listening else None
     temperature = _temperature(*labelled, say)
     say(f"  {found.note}")
     card = found.to_dict() | {
@@ -76,11 +78,34 @@ def calibrate_model(
         "tau": model.options.tau,
         "max_new_tokens": settings.max_new_tokens,
         "answered": len(answered),
+        "token": listening,
         "temperature": temperature,
         "temperature_rows": len(labelled[0]),
         "reliability": _reliability(*labelled, temperature),
     }
     return CalibrationResult(thresholds, temperature, card)
+
+
+def _record(model: SafeModel, prompts: Sequence[Any], config: TrainConfig, **options: Any) -> list[Recording]:
+    limit = config.safety.calibration.max_new_tokens
+    return model.record_batch(prompts, batch_size=_BATCH, max_new_tokens=limit, seed=config.seed, **options)
+
+
+def _set_token_threshold(model: SafeModel, prompts: Sequence[Any], config: TrainConfig) -> dict[str, float]:
+    """Sets θ_token in the model, so that a cascade can be recorded: benign tokens reach it at the wake rate.
+
+    It costs time where it is too low and a few tokens' delay where it is too high, but promises nothing: an order
+    statistic of a few answers does.
+    """
+    if model.parts is None or model.parts.token_head is None:
+        return {}
+    stirs = [logit for recording in _record(model, prompts, config, theta_token=None) for logit in recording.stirs]
+    if not stirs:
+        return {}
+    rate = config.safety.calibration.wake_rate
+    logit = sorted(stirs, reverse=True)[min(len(stirs) - 1, int(rate * len(stirs)))]
+    model.thresholds = CalibratedThresholds(token=logit)
+    return {"logit": logit, "wake_rate": rate, "tokens": len(stirs)}
 
 
 def _prefix_statistics(

@@ -98,6 +98,8 @@ def _decoding_problems(config: TrainConfig) -> list[str]:
         DecodingOptions(**{key: value for key, value in asdict(config.decoding).items() if key in known})
     except ConfigError as error:
         return [str(error)]
+    if config.decoding.schedule == "cascade" and config.safety.lambda_cls > 0 and not config.safety.head.token_layers:
+        return ["decoding.schedule=cascade listens to a token head: give safety.head.token_layers a depth, as [0.6]"]
     return []
 
 

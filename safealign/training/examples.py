@@ -61,6 +61,7 @@ class Example:
     labels: tuple[int, ...]
     layout: Layout
     category: str
+    token_labels: tuple[int, ...] = ()
 
     @property
     def n_tokens(self) -> int:
@@ -141,6 +142,13 @@ def _labels(answer: _Answer) -> tuple[int, ...]:
     return (*([IGNORED] * start), *targets)
 
 
+def _token_labels(answer: _Answer) -> tuple[int, ...]:
+    """Per text row: whether the response token is part of something harmful; IGNORED elsewhere, or where unjudged."""
+    n = _content_length(answer) if answer.judged else 0
+    start, rows = answer.rendered.response.start, len(answer.rendered.input_ids)
+    return (*([IGNORED] * start), *map(int, answer.harmful[:n]), *([IGNORED] * (rows - start - n)))
+
+
 def _request_label(answer: _Answer) -> float | None:
     return None if answer.malicious_request is None else float(answer.malicious_request)
 
@@ -153,8 +161,9 @@ def _example(record: Record, answer: _Answer, settings: ExampleSettings, rng: ra
     rows += _refreshes(answer, settings, rng)
     versions = _written(rows, answer) if follow else [0]
     layout = build_layout(answer.rendered, rows, gate=gate, versions=versions)
+    category = record.category or "none"
     return Example(
-        f"{record.id}{suffix}", answer.rendered.input_ids, _labels(answer), layout, record.category or "none"
+        f"{record.id}{suffix}", answer.rendered.input_ids, _labels(answer), layout, category, _token_labels(answer)
     )
 
 
@@ -251,4 +260,7 @@ def _recovery_example(
     ]
     seen_from = (rendered.query_end, rendered.response.start + k - 1)
     layout = build_layout(rendered, rows, gate=gate, versions=(0, 1), from_row=seen_from)
-    return Example(f"{record.id}#recovery", rendered.input_ids, _labels(answer), layout, record.category or "none")
+    category = record.category or "none"
+    return Example(
+        f"{record.id}#recovery", rendered.input_ids, _labels(answer), layout, category, _token_labels(answer)
+    )

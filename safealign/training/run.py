@@ -27,6 +27,7 @@ from safealign.training.memory import release
 from safealign.training.prepare import TrainingData
 from safealign.training.safety_loss import SafetyObjective
 from safealign.training.sft import LENGTH_KEY, SafetySFTTrainer, example_dataset
+from safealign.training.token_head import fit_token_head
 from safealign.training.warm_start import refit_windows, warm_start
 
 # conf/objective: the trainer of each.
@@ -59,6 +60,8 @@ def fit(config: TrainConfig, model: Any, renderer: Renderer, data: TrainingData,
     if trains_head and refit_head(config, trained, parts, data, console) and data.validation:
         trainer.evaluate()
         trained.eval()
+    if trains_head:
+        start_token_head(config, trained, parts, data, console)
     seconds = time.monotonic() - started
     return TrainedModel(trained, parts, trainer.state.log_history, trainer.state.global_step, seconds)
 
@@ -79,6 +82,20 @@ def refit_head(config: TrainConfig, trained: Any, parts: SafetyParts, data: Trai
     console.print("windows: fitting their read-out again, on the trained model's states", highlight=False)
     with merged(trained):
         return refit_windows(parts, data.warm_answers, autocast=compute_dtype(config.trainer.precision))
+
+
+def start_token_head(
+    config: TrainConfig, trained: Any, parts: SafetyParts, data: TrainingData, console: Console
+) -> None:
+    """Fits the token head on the trained model's states, on every other of the answers that windows are fitted on."""
+    if parts.token_head is None:
+        return
+    release()
+    console.print("token head: fitting it on the trained model's states", highlight=False)
+    with merged(trained):
+        autocast = compute_dtype(config.trainer.precision)
+        if not fit_token_head(parts, data.warm_answers[::2], autocast=autocast):
+            console.print("  too few labelled answers: it stays at zero, and schedule=cascade has nothing to go by")
 
 
 def _refits(config: TrainConfig) -> bool:

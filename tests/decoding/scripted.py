@@ -18,12 +18,13 @@ class ScriptedRules(Rules):
     prefix_rate: float = 0.1
     window_rate: float = 0.3
     confirm_rate: float = 0.7
+    wake_rate: float = 0.3
 
     @classmethod
     def like(cls, rules: Rules, seed: int, **rates: float) -> ScriptedRules:
         """The same rules with thresholds at 0 and scripted verdicts."""
         kept = {field.name: getattr(rules, field.name) for field in fields(Rules)}
-        kept |= {"theta_query": 0.0, "theta_window": 0.0, "theta_prefix": 0.0}
+        kept |= {"theta_query": 0.0, "theta_window": 0.0, "theta_prefix": 0.0, "theta_token": 0.0}
         return cls(**kept, seed=seed, **rates)
 
     def open(self, logits: Sequence[float]) -> Transition:
@@ -45,6 +46,10 @@ class ScriptedRules(Rules):
         rates = {ProbeKind.WINDOW: self.window_rate, ProbeKind.CONFIRM: self.confirm_rate}
         scripted = [(probe, self._draw(probe, rates.get(probe.kind, 0.0))) for probe, _ in verdicts]
         return super().step(row, step, scripted, final=final, ended=ended)
+
+    def wakes(self, row: RowState, step: int, logit: float) -> bool:
+        """As `Rules.wakes`, on scripted logits."""
+        return super().wakes(row, step, self._draw(Probe(ProbeKind.TOKEN, step, step), self.wake_rate))
 
     def _draw(self, probe: Probe, rate: float) -> float:
         drawn = random.Random(f"{self.seed}/{probe.kind}/{probe.start}/{probe.end}/{probe.alarm}").random()

@@ -65,9 +65,25 @@ def test_refused_from_the_start(world: World, with_options: Any, dependency: str
 
 @pytest.mark.parametrize("fused", [False, True], ids=["separate", "fused"])
 @pytest.mark.parametrize("gate", [True, False], ids=["open", "closed"])
-@pytest.mark.parametrize("schedule", ["first", "periodic", "annealing"])
+@pytest.mark.parametrize("schedule", ["first", "periodic", "annealing", "cascade"])
 def test_schedules_and_gate(world: World, with_options: Any, schedule: str, gate: bool, fused: bool) -> None:
-    check(world, with_options(schedule=schedule, interval=3, gate=gate, fused=fused), 5, window_rate=0.5)
+    options = with_options(schedule=schedule, interval=3, floor=5, gate=gate, fused=fused)
+    check(world, options, 5, window_rate=0.5)
+
+
+def test_the_token_head_itself_wakes_the_safety_token(world: World, with_options: Any) -> None:
+    """No script: θ_token in the middle of what the token head says; windows come one token after a stir."""
+    options, prompts = with_options(schedule="cascade", floor=50, theta_token=None), world.prompts()
+    heard = world.decoder(options, OFF, (), record=True).decode(prompts, range(6))
+    theta = sorted(logit for row in heard for logit in row.stirs)[-20]
+    rows = world.decoder(replace(options, theta_token="calibrated"), replace(OFF, token=theta), ()).decode(
+        prompts, range(6)
+    )
+    assert sum(len(row.woken) for row in rows) > 5
+    for prompt, row in zip(prompts, rows, strict=True):
+        compare(row, world.reference(prompt, replace(options, theta_token="calibrated"), replace(OFF, token=theta), ()))
+        windows = {entry.position for entry in row.trace if entry.kind == "window"}
+        assert {step for step in row.woken if step <= len(row.tokens)} <= windows
 
 
 @pytest.mark.parametrize("tau", [1, 2, 3])

@@ -24,6 +24,21 @@ def _worlds() -> list[Any]:
     ]
 
 
+@pytest.mark.parametrize("gate", [True, False])
+def test_a_cascade_is_replayed_with_the_windows_it_asked_for(world: World, with_options: Any, gate: bool) -> None:
+    """With the gate closed exactly; with it open the token head is read as if no window had written the slot."""
+    options = with_options(schedule="cascade", floor=6, max_new_tokens=14, gate=gate)
+    heard = world.decoder(replace(options, theta_token=None), OFF, record=True).decode(world.prompts(), range(6))
+    thresholds = replace(OFF, token=sorted(logit for row in heard for logit in row.stirs)[-15])
+    rows = world.decoder(options, thresholds, record=True).decode(world.prompts(), range(6))
+    answers = [FixedAnswer(row.prompt, tuple(row.tokens)) for row in rows]
+    found = replay(world.parts, answers, options.rules(thresholds), world.settings, gate=gate)
+    assert sum(len(recording.windows) for recording in found) > 2 * len(rows)
+    if not gate:
+        for recording, row in zip(found, rows, strict=True):
+            _same(recording, row.recording())
+
+
 def _same(found: Recording, wanted: Recording) -> None:
     assert found.request == pytest.approx(wanted.request, abs=1e-4)
     assert found.prefix == pytest.approx(wanted.prefix, abs=1e-4)

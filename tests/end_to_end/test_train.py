@@ -32,7 +32,7 @@ def test_the_export_answers_scores_and_says_what_its_thresholds_promise(run_dir:
     out = model.generate(MESSAGES, max_new_tokens=6)
     assert out.p is not None and abs(out.p - model.score(MESSAGES)) < 1e-4
     card = json.loads((run_dir / "export" / "safety.json").read_text(encoding="utf-8"))
-    assert set(card["thresholds"]) == {"query", "window", "prefix"}
+    assert set(card["thresholds"]) == {"query", "window", "prefix", "token"}
     assert "units" in card["calibration"]["note"] and "held out" in card["calibration"]["distribution"]
 
 

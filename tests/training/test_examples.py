@@ -197,6 +197,18 @@ def test_recovery_masks_the_prefix_and_trains_trigger_refusal_and_end(seed: int)
     assert list(example.layout.sees) == [-1] * rendered.query_end + before + after
 
 
+@given(record=answers(), seed=st.integers(0, 99))
+def test_tokens_are_labelled_where_they_are_text_and_judged(record: Record, seed: int) -> None:
+    """One label per text row: 1 where it is harmful, 0 for other text of the answer, none elsewhere."""
+    for example in _examples([record], seed):
+        labels = example.token_labels
+        assert len(labels) == len(example.input_ids) and set(labels) <= {0, 1, IGNORED}
+        assert set(labels[: example.layout.last_query + 1]) == {IGNORED}
+        for row in (row for row in example.layout.safety if row.kind is RowKind.WINDOW and row.label is not None):
+            inside = labels[row.pools[0].start : row.pools[0].end]
+            assert IGNORED not in inside and row.label == float(2 * sum(inside) >= len(inside))
+
+
 def test_recovery_windows_are_probes_with_the_labels_of_their_tokens(kit) -> None:
     labels: Counter[float | None] = Counter()
     for seed in range(30):
