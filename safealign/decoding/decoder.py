@@ -72,6 +72,7 @@ class DecodedRow:
     intervened_at: int | None = None
     finish: str | None = None
     stopped: bool = False  # the newest tokens complete a stop string
+    unfed: bool = False  # the newest token was chosen and not yet fed
     woken: set[int] = field(default_factory=set)
     stirs: list[float] = field(default_factory=list)
     place: EngineRow = field(init=False)  # the row's place in the engine, while it is live
@@ -149,6 +150,7 @@ class Run:
         self.finished = 0
         self._waiting: deque[DecodedRow] = deque()
         self._logits: dict[DecodedRow, torch.Tensor] = {}
+        self._newest: tuple[list[DecodedRow], torch.Tensor] = ([], torch.empty(0))
         rules = self.rules
         listen = self.options.safety and (rules.schedule.listens or rules.record)
         self.engine.open(n_rows, longest, room, reach=rules.r2 + rules.r3, listen=listen)
@@ -195,21 +197,21 @@ class Run:
         self._retire()
 
     def step(self) -> None:
-        """Admits what waits, then one more token for every live row, with all that its verdicts entail."""
-        self.admit()
-        if not self.live:
-            return
-        self._sample()
-        fed = [(row, self._final(row), self._probes(row)) for row in self.live]
-        for row, final, probes in fed:
-            if final and not probes:
-                self._finish(row, self._natural_end(row))
-        fed = [entry for entry in fed if entry[0].finish is None]
-        if fed:
-            verdicts = self._feed([(row, probes) for row, _, probes in fed])
-            self._react([(row, self._judge(row, final, v)) for (row, final, _), v in zip(fed, verdicts, strict=True)])
+        """Feeds and judges every live row's newest token, admits what waits, and gives every live row one more.
+
+        A token may be shown as soon as it is chosen: its own verdict can only withdraw what comes after it.
+        """
+        self._advance([row for row in self.live if row.unfed])
         self._retire()
         self.admit()
+        self._sample()
+        self._retire()
+
+    def _advance(self, rows: Sequence[DecodedRow]) -> None:
+        if not rows:
+            return
+        verdicts = self._feed([(row, self._probes(row)) for row in rows])
+        self._react([(row, self._judge(row, found)) for row, found in zip(rows, verdicts, strict=True)])
 
     # ---- the prompt ----------------------------------------------------------------------------------------
 
@@ -249,12 +251,24 @@ class Run:
     # ---- one token -----------------------------------------------------------------------------------------
 
     def _sample(self) -> None:
-        logits = torch.stack([self._logits[row] for row in self.live])
+        if not self.live:
+            return
+        logits = self._newest_logits()
         draws = [Draw(row.options, row.noise, row.tokens, row.prompt.rendered.input_ids) for row in self.live]
         chosen = self.decoder.sampler.choose(logits, draws)
         for row, token in zip(self.live, chosen, strict=True):
             row.tokens.append(token)
-            row.stopped = row.stops.hit(row.tokens)
+            row.stopped, row.unfed = row.stops.hit(row.tokens), True
+            row.shown = row.state.shown(len(row.tokens))
+            if self._final(row) and not self._probes(row):
+                self._finish(row, self._natural_end(row))
+
+    def _newest_logits(self) -> torch.Tensor:
+        """`[N, V]` of the live rows, without a copy where they were fed in this very order."""
+        rows, logits = self._newest
+        if rows == self.live:
+            return logits
+        return torch.stack([self._logits[row] for row in self.live])
 
     def _probes(self, row: DecodedRow) -> tuple[Probe, ...]:
         if not self.options.safety:
@@ -288,8 +302,9 @@ class Run:
             if self.rules.wakes(row.state, len(row.tokens), logit):
                 row.woken.add(len(row.tokens) + 1)
 
-    def _judge(self, row: DecodedRow, final: bool, verdicts: list[tuple[Probe, float]]) -> Transition:
-        step = len(row.tokens)
+    def _judge(self, row: DecodedRow, verdicts: list[tuple[Probe, float]]) -> Transition:
+        step, final = len(row.tokens), self._final(row)
+        row.unfed = False
         if not self.options.safety:
             move = Transition(row.state)
         else:
@@ -373,6 +388,7 @@ class Run:
 
     def _keep_logits(self, rows: Sequence[DecodedRow], fed: Fed) -> None:
         if fed.logits is not None:
+            self._newest = (list(rows), fed.logits)
             self._logits.update(zip(rows, fed.logits, strict=True))
 
     def _note(

@@ -11,8 +11,9 @@ import torch
 from scripted import ScriptedRules
 from worlds import World
 
-from safealign.decoding import CalibratedThresholds, DecodedRow, DecodingOptions, Prompt
+from safealign.decoding import CalibratedThresholds, DecodedRow, DecodingOptions, Prompt, Run
 from safealign.decoding.sampler import Draw, RowNoise, Sampler
+from safealign.errors import ConfigError
 from safealign.evaluation.metrics.calibration import candidate_windows, max_min_statistic
 
 OFF = CalibratedThresholds()
@@ -98,6 +99,57 @@ def test_nothing_shown_is_ever_withdrawn(world: World, with_options: Any) -> Non
             seen[i] = row.tokens[: row.shown]
             withdrawn += row.intervened_at is not None and row.intervened_at < before[i] and len(seen[i]) > 0
     assert withdrawn and seen == [row.tokens for row in rows]
+
+
+def test_the_first_token_is_shown_before_it_is_fed(world: World, with_options: Any) -> None:
+    """Its own verdict can only withdraw what comes after it, so nobody waits for that."""
+    run, rows = world.decoder(with_options(), OFF, ()).start(world.prompts()[:2], [0, 1])
+    run.step()
+    assert [row.shown for row in rows] == [1, 1]
+    assert all(entry.kind in ("request", "prefix") for row in rows for entry in row.trace)
+
+
+def test_rows_come_and_go_while_others_are_decoded(world: World, with_options: Any) -> None:
+    """Submitted late, cancelled early, with options of their own: every text is what it is alone."""
+    options, prompts = with_options(safety=True, schedule="periodic", interval=3), world.prompts()
+    decoder = world.decoder(options, OFF, ())
+    alone = [decoder.decode([prompt], [7])[0].tokens for prompt in prompts]
+    run = Run(world.decoder(options, OFF, ()), 3, 8, 4, eager=True)
+    rows = [run.submit(prompt, 7) for prompt in prompts[:2]]
+    for _ in range(4):
+        run.step()
+    rows += [run.submit(prompt, 7, replace(options, max_new_tokens=5 + i)) for i, prompt in enumerate(prompts[2:])]
+    run.step()
+    run.cancel(rows[0])
+    run.cancel(rows[5])  # still waiting
+    while run.busy:
+        run.step()
+    assert [row.finish for row in rows] == ["cancelled", *["length"] * 4, "cancelled"]
+    assert all(row.tokens == text[: len(row.tokens)] for row, text in zip(rows, alone, strict=True))
+    assert [len(row.tokens) for row in rows] == [5, 24, 5, 6, 7, 0] and run.finished == 6
+
+
+def test_rows_of_one_batch_share_their_rules(world: World, with_options: Any) -> None:
+    run = Run(world.decoder(with_options(), OFF), 1, 8, 8)
+    with pytest.raises(ConfigError, match="share their rules"):
+        run.submit(world.prompts()[0], 0, with_options(tau=1))
+    with pytest.raises(ConfigError, match="need a tokenizer"):
+        run.submit(world.prompts()[0], 0, with_options(stop=("x",)))
+
+
+@pytest.mark.slow
+def test_ten_thousand_tokens_do_not_grow_beyond_the_cache(world: World, with_options: Any) -> None:
+    """What is kept of a long answer besides its keys and values has a bound."""
+    options = with_options(max_new_tokens=10_000, schedule="periodic", interval=20)
+    decoder = world.decoder(options, OFF, ())
+    run, rows = decoder.start(world.prompts()[1:2], [0])
+    engine: Any = decoder.engine
+    sizes = []
+    while run.busy:
+        run.step()
+        if len(rows[0].tokens) in (200, 9_990):
+            sizes.append(sum(t.numel() for t in vars(engine._memory).values() if isinstance(t, torch.Tensor)))
+    assert len(rows[0].tokens) == 10_000 and len(sizes) == 2 and sizes[0] == sizes[1]
 
 
 @pytest.mark.parametrize("schedule", ["every", "periodic", "annealing"])

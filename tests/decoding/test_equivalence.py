@@ -46,6 +46,17 @@ def test_random_histories(world: World, with_options: Any, dependency: str, seed
     check(world, options, seed)
 
 
+@pytest.mark.slow
+@pytest.mark.parametrize("dependency", ["low", "medium", "high"])
+def test_two_hundred_random_histories(world: World, with_options: Any, dependency: str) -> None:
+    """Every path of the machine, on every schedule, in ragged batches: 3 × 12 scripts of 6 rows are 216 histories."""
+    schedules = ("every", "periodic", "annealing", "cascade")
+    for seed in range(12):
+        options = with_options(dependency=dependency, r2=3 + seed % 4, r1=5 + seed, tau=1 + seed % 3, interval=3)
+        options = replace(options, schedule=schedules[seed % 4], floor=4, max_new_tokens=20)
+        check(world, options, 100 + seed, query_rate=0.1, window_rate=0.3, confirm_rate=0.75)
+
+
 @pytest.mark.parametrize("dependency", ["low", "medium", "high"])
 def test_intervention_in_mid_answer(world: World, with_options: Any, dependency: str) -> None:
     options = with_options(dependency=dependency, max_new_tokens=30)
