@@ -72,7 +72,7 @@ class DecodingOptions:
         stop: Any = self.stop
         if isinstance(stop, list):  # as Hydra and JSON spell it
             object.__setattr__(self, "stop", tuple(stop))
-        problems = [*_range_problems(self), *_threshold_problems(self)]
+        problems = [*_kind_problems(self), *_range_problems(self), *_threshold_problems(self)]
         if problems:
             raise ConfigError("decoding options: " + "; ".join(problems))
         make_schedule(self.schedule, interval=self.interval, floor=self.floor)
@@ -168,6 +168,21 @@ _LIMITS = {
 }
 
 
+_KINDS: dict[type, tuple[str, tuple[str, ...]]] = {
+    bool: ("true or false", ("gate", "safety", "fused")),
+    str: ("a text", ("schedule", "dependency", "trigger", "refusal")),
+}
+
+
+def _kind_problems(options: DecodingOptions) -> list[str]:
+    return [
+        f"{name} must be {words}, got {getattr(options, name)!r}"
+        for kind, (words, names) in _KINDS.items()
+        for name in names
+        if not isinstance(getattr(options, name), kind)
+    ]
+
+
 def _range_problems(options: DecodingOptions) -> list[str]:
     problems = []
     for name, limit in _LIMITS.items():
@@ -177,7 +192,7 @@ def _range_problems(options: DecodingOptions) -> list[str]:
             upper = "" if limit.high == math.inf else f" and at most {limit.high:g}"
             kind = "a whole number" if limit.whole else "a number"
             problems.append(f"{name} must be {kind}, at least {limit.low:g}{upper}{limit.note}, got {value!r}")
-    if options.dependency not in tuple(Dependency):
+    if isinstance(options.dependency, str) and options.dependency not in tuple(Dependency):
         problems.append(f"dependency must be one of {', '.join(Dependency)}, got {options.dependency!r}")
     if options.seed is not None and (isinstance(options.seed, bool) or not isinstance(options.seed, int)):
         problems.append(f"seed must be a whole number or None, got {options.seed!r}")

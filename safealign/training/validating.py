@@ -11,12 +11,17 @@ from rich.console import Console
 from safealign.config.roots import TrainConfig
 from safealign.data.rendering import Renderer
 from safealign.errors import SafealignError
+from safealign.layout.collate import SafetyBatch
+from safealign.modeling.attach import SafetyParts
+from safealign.modeling.features import batch_logits, plan_for
 from safealign.modeling.precision import compute_dtype
 from safealign.training.checks import config_notes, config_problems, model_problems
 from safealign.training.collator import SafetyCollator
+from safealign.training.examples import IGNORED
 from safealign.training.pipeline import load_model, sayer
 from safealign.training.prepare import TrainingData, arrange, sample
-from safealign.training.run import attach_from, planned_steps
+from safealign.training.run import adapter_config, attach_from, planned_steps
+from safealign.training.safety_loss import compact_labels
 from safealign.training.sources import collect_sources
 from safealign.training.viewing import show_example
 
@@ -64,31 +69,48 @@ def _show(config: TrainConfig, model: Any, renderer: Renderer, data: TrainingDat
     seconds, memory = _one_step(config, model, renderer, data)
     console.print(
         f"estimate: {steps} steps of {config.trainer.batch_size} × {config.trainer.gradient_accumulation} examples, "
-        f"{seconds:.1f} s each (one forward and backward pass measured here, without the adapter) ≈ "
-        f"{steps * config.trainer.gradient_accumulation * seconds / 60:.0f} min of training; peak memory so far "
+        f"{seconds:.1f} s each (forward and backward passes measured here) ≈ "
+        f"{steps * config.trainer.gradient_accumulation * seconds / 60:.1f} min of training; peak memory so far "
         f"{memory:.1f} GB",
         highlight=False,
     )
 
 
 def _one_step(config: TrainConfig, model: Any, renderer: Renderer, data: TrainingData) -> tuple[float, float]:
-    """Seconds of a forward and backward pass over examples of middle length; peak memory of the process in GB."""
-    from safealign.layout.collate import SafetyBatch
-    from safealign.modeling.features import batch_logits, plan_for
+    """Seconds of a forward and backward pass as training makes them; peak memory of the process in GB.
 
+    A short, a middle and a long batch after one that warms up, since training takes examples of one length together.
+    """
     parts = attach_from(config, model, renderer)
+    adapter = adapter_config(config, parts)
+    if adapter is not None:
+        from peft import get_peft_model
+
+        model = get_peft_model(model, adapter)
     order = sorted(range(len(data.train)), key=lambda i: data.train[i].n_tokens)
-    middle = order[len(order) // 2 :][: config.trainer.batch_size]
-    inputs = SafetyCollator(data.train, renderer.tokenizer.pad_token_id or 0)([{"example": i} for i in middle])
-    batch = SafetyBatch.pop_from(inputs)
-    assert batch is not None
+    size, last = config.trainer.batch_size, len(order) - 1
+    starts = [max(0, min(round(share * last), len(order) - size)) for share in (0.5, 0.1, 0.5, 0.9)]
+    seconds = [_pass(config, model, parts, renderer, data, order[start : start + size]) for start in starts]
+    return sum(seconds[1:]) / 3, peak_memory()
+
+
+def _pass(
+    config: TrainConfig, model: Any, parts: SafetyParts, renderer: Renderer, data: TrainingData, chosen: list[int]
+) -> float:
+    """Seconds of one forward and backward pass; completion positions alone are scored, as in training."""
+    inputs = SafetyCollator(data.train, renderer.tokenizer.pad_token_id or 0)([{"example": i} for i in chosen])
+    found = SafetyBatch.pop_from(inputs)
+    assert found is not None
+    batch, device = found.to(model.device), model.device
+    compact, targets = compact_labels(inputs["labels"].to(device))
     dtype = compute_dtype(config.trainer.precision)
     started = time.monotonic()
-    mixed = torch.autocast(model.device.type, dtype=dtype or torch.bfloat16, enabled=dtype is not None)
-    with mixed, parts.armed(plan_for(batch.to(model.device))) as capture:
-        logits = model(input_ids=inputs["input_ids"].to(model.device), use_cache=False).logits
-    (logits.float().logsumexp(-1).mean() + batch_logits(parts, capture, batch.to(model.device)).mean()).backward()
-    return time.monotonic() - started, peak_memory()
+    mixed = torch.autocast(device.type, dtype=dtype or torch.bfloat16, enabled=dtype is not None)
+    with mixed, parts.armed(plan_for(batch, compact)) as capture:
+        logits = model(input_ids=inputs["input_ids"].to(device), use_cache=False).logits
+    loss = torch.nn.functional.cross_entropy(logits.float()[0], targets[0], ignore_index=IGNORED, reduction="sum")
+    (loss + batch_logits(parts, capture, batch).mean()).backward()
+    return time.monotonic() - started
 
 
 def peak_memory() -> float:

@@ -6,8 +6,10 @@ import math
 from typing import Any
 
 import pytest
+from hypothesis import given
+from hypothesis import strategies as st
 
-from safealign.decoding.options import CalibratedThresholds, DecodingOptions
+from safealign.decoding.options import NAMES, CalibratedThresholds, DecodingOptions
 from safealign.errors import ConfigError
 
 CALIBRATED = CalibratedThresholds(query=2.0, window=None, prefix=3.0, temperature=2.0)
@@ -80,3 +82,25 @@ def test_unknown_option_without_a_neighbour_lists_all() -> None:
 def test_p_does_not_overflow() -> None:
     assert CALIBRATED.p(-1e9) == pytest.approx(0.0, abs=1e-300)
     assert CALIBRATED.p(1e9) == 1.0
+
+
+ANYTHING = st.one_of(
+    st.none(),
+    st.booleans(),
+    st.integers(-3, 10**9),
+    st.floats(),
+    st.text(max_size=8),
+    st.lists(st.text(max_size=3), max_size=2),
+    st.sampled_from(["calibrated", "every", "cascade", "high"]),
+)
+
+
+@given(st.dictionaries(st.one_of(st.sampled_from(NAMES), st.text(max_size=6)), ANYTHING, max_size=4))
+def test_whatever_is_given_is_taken_or_refused_with_a_clear_error(changes: dict[str, Any]) -> None:
+    try:
+        options = DecodingOptions().override(changes)
+    except ConfigError as error:
+        assert str(error)
+        return
+    assert DecodingOptions().override({name: getattr(options, name) for name in changes}) == options
+    hash(options)
