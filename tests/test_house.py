@@ -41,6 +41,7 @@ FLOORS = {
     "ranking": 4,
     "reporting": 4,
     "evaluation": 5,
+    "serving": 5,
     "training": 5,
 }
 COMMANDS = 6

@@ -39,6 +39,11 @@ def test_requirements_are_lower_bounds_and_each_has_a_tested_version() -> None:
     assert not [pin for pin in pins.values() if "+" in pin], "a local build cannot be installed elsewhere"
 
 
+def test_developers_install_what_the_server_needs() -> None:
+    extras = tomllib.loads((ROOT / "pyproject.toml").read_text())["project"]["optional-dependencies"]
+    assert set(extras["serve"]) <= set(extras["dev"])
+
+
 @pytest.mark.skipif(shutil.which("make") is None, reason="needs make")
 def test_make_alone_lists_every_target() -> None:
     printed = subprocess.run(["make"], cwd=ROOT, capture_output=True, text=True, check=True).stdout

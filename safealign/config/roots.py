@@ -6,7 +6,7 @@ from dataclasses import dataclass
 
 from hydra.core.config_store import ConfigStore
 
-from safealign.config.fields import at_least, choice
+from safealign.config.fields import at_least, between, choice, positive
 from safealign.config.groups import (
     AdapterConfig,
     AttackConfig,
@@ -96,12 +96,34 @@ class ChatConfig:
     threads: int | None = at_least(1)
 
 
+@dataclass(kw_only=True)
+class ServeConfig:
+    """conf/serve.yaml: serve an export over HTTP."""
+
+    model: ExportedModel
+    decoding: DecodingConfig
+    offline: bool
+    host: str
+    name: str | None
+    api_key_env: str | None
+    threads: int | None = at_least(1)
+    port: int = between(0, 65535)
+    rows: int = at_least(1)
+    queue: int = at_least(0)
+    max_prompt_tokens: int = at_least(1)
+    max_new_tokens: int = at_least(1)
+    max_body_bytes: int = at_least(1)
+    timeout: float | None = positive()
+    verdicts: str = choice("none", "request", "trace")
+
+
 # Root config name (a file in conf/) -> its schema. The store's names are what `defaults` lists first.
 ROOTS: dict[str, type] = {
     "config": TrainConfig,
     "evaluate": EvaluateConfig,
     "export": ExportConfig,
     "chat": ChatConfig,
+    "serve": ServeConfig,
 }
 
 

@@ -12,6 +12,7 @@ from safealign.errors import DataError
 
 _SENTINEL = "\uf8f0{}\uf8f1"
 _FIND_SENTINEL = re.compile("\uf8f0(\\d+)\uf8f1")
+MAX_SKELETONS = 256
 _TRIMS: tuple[Callable[[str], str], ...] = (str, str.strip, str.rstrip, str.lstrip)
 
 
@@ -74,10 +75,13 @@ class ChatTemplate:
 
     def _skeleton(self, roles: tuple[str, ...], generation_prompt: bool) -> str:
         key = (roles, generation_prompt)
-        if key not in self._skeletons:
+        found = self._skeletons.get(key)
+        if found is None:
             turns = [Message(role, _SENTINEL.format(number)) for number, role in enumerate(roles)]
-            self._skeletons[key] = self._apply(turns, generation_prompt)
-        return self._skeletons[key]
+            if len(self._skeletons) >= MAX_SKELETONS:  # a server's clients choose the roles: they must not fill memory
+                self._skeletons.clear()
+            found = self._skeletons[key] = self._apply(turns, generation_prompt)
+        return found
 
     def _apply(self, messages: Sequence[Message], generation_prompt: bool) -> str:
         turns = [{"role": turn.role, "content": turn.content} for turn in messages]

@@ -22,7 +22,7 @@ from safealign.sampling import SamplingSettings
 GROUPS = groups_in("config")
 # What an option needs beside its name.
 NEEDS = {"model=custom": ["model.path=x"], "data=jsonl": ["data.path=x.jsonl"]}
-ROOT_NEEDS = {"config": [], "evaluate": ["model=x"], "export": ["run=x"], "chat": ["model=x"]}
+ROOT_NEEDS = {"config": [], "evaluate": ["model=x"], "export": ["run=x"], "chat": ["model=x"], "serve": ["model=x"]}
 
 
 @pytest.mark.parametrize("choice", [f"{group}={option}" for group in GROUPS for option in options_of(group)])
@@ -156,7 +156,7 @@ def test_a_key_after_the_model_shorthand_still_counts() -> None:
     assert compose(["model=org/m", "model.name=short", "model.dtype=fp32"]).model.name == "short"
 
 
-@pytest.mark.parametrize("name", ["evaluate", "chat"])
+@pytest.mark.parametrize("name", ["evaluate", "chat", "serve"])
 def test_model_is_a_path_where_an_export_is_taken(name: str) -> None:
     config = compose(["model=outputs/x/export", "model.dtype=fp32"], name)
     assert (config.model.path, config.model.dtype) == ("outputs/x/export", "fp32")

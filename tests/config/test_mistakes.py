@@ -30,6 +30,7 @@ MISTAKES = [
     ("evaluate", "decoding.theta_querry=0.5", "decoding.theta_query"),
     ("export", "merged=true", "merge"),
     ("chat", "modell=x", "model"),
+    ("serve", "max_tokens=5", "max_new_tokens"),
 ]
 
 

@@ -11,6 +11,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from safealign.assets import model_path
+from safealign.data.chat_template import MAX_SKELETONS
 from safealign.data.records import Message
 from safealign.data.rendering import Renderer
 from safealign.errors import AssetError, DataError
@@ -274,6 +275,14 @@ def test_sentencepiece_like_content_is_never_control(text: str) -> None:
     ids = render.content_ids(text)
     assert not render.control_ids & set(ids)
     assert render.tokenizer.decode(ids) == text
+
+
+def test_what_is_learned_of_a_template_does_not_fill_memory() -> None:
+    render = Renderer(tiny_tokenizer())
+    for n in range(MAX_SKELETONS + 10):
+        roles = ["system" if n >> bit & 1 else "assistant" for bit in range(9)]
+        render.render([*(Message(role, "a") for role in roles), Message("user", "a")])
+    assert 0 < len(render._template._skeletons) <= MAX_SKELETONS
 
 
 @pytest.mark.slow
