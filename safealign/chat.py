@@ -135,16 +135,16 @@ def converse(chat: Chat, read: Callable[[], str]) -> None:
 
 def verdict(output: Output) -> Text:
     """One line: p of the request, the highest p on the way, and what was done."""
-    line = Text("p_malicious ", style="dim")
+    line = Text().append("p_malicious ", style="dim")
     if output.p is None:
-        return line.append("not looked at (safety is off)")
+        return line.append("not looked at (safety is off)", style="dim")
     line.append(f"{output.p:.3f}", style=colour(output.p))
     windows = [entry.p for entry in output.trace if entry.kind in ("window", "confirm", "prefix")]
     if windows:
-        line.append(" · highest window ").append(f"{max(windows):.3f}", style=colour(max(windows)))
+        line.append(" · highest window ", style="dim").append(f"{max(windows):.3f}", style=colour(max(windows)))
     if output.intervened_at is not None:
         line.append(f" · intervened at token {output.intervened_at}", style="bold red")
-    return line.append(f" · {output.n_tokens} tokens")
+    return line.append(f" · {output.n_tokens} tokens", style="dim")
 
 
 def trace_table(output: Output) -> Table:

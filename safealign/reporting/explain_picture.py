@@ -63,7 +63,7 @@ def write_picture(scene: Scene, path: str | Path) -> Path:
     if (ending := Path(path).suffix.removeprefix(".")) not in known:
         raise ConfigError(f"cannot draw into {path}: {ending or 'no ending'!r} is none of {', '.join(sorted(known))}")
     n = scene.last - scene.first + 1
-    figure = Figure(figsize=(min(16.0, max(8.0, 2.0 + 0.21 * n)), 4.8), layout="constrained")
+    figure = Figure(figsize=(min(14.0, max(8.0, 2.0 + 0.21 * n)), 4.8), layout="constrained")
     axis = figure.subplots()
     request_at = scene.first - 1
     if scene.p is None:
@@ -83,6 +83,9 @@ def write_picture(scene: Scene, path: str | Path) -> Path:
 
 
 def _segments(axis: Axes, segments: Sequence[Segment]) -> None:
+    ends = [(segment.end, segment.p) for segment in segments if segment.kind == "window" and not segment.withdrawn]
+    if ends:  # a thin line from window to window: how p went
+        axis.plot(*zip(*ends, strict=True), color=COLOURS[0], linewidth=0.8, alpha=0.35)
     labelled: set[str] = set()
     for segment in segments:
         shade, label = _LOOKS.get(segment.kind, (GREY, segment.kind))
@@ -139,9 +142,8 @@ def _ticks(axis: Axes, scene: Scene, request_at: int) -> None:
     """Token texts where there is room for them, else every tenth number."""
     positions = list(range(scene.first, scene.last + 1))
     if len(positions) > _MOST_WORDS:
-        shown = [i for i in positions if i % 10 == 0 or i == 1]
+        shown = [i for i in positions if i % 10 == 0 and i > request_at + 4]
         axis.set_xticks([request_at, *shown], ["request", *map(str, shown)], fontsize=8)
-        axis.get_xticklabels()[0].set_rotation(60)
         return
     words = [_word(scene.pieces[i - 1]) if 1 <= i <= len(scene.pieces) else str(i) for i in positions]
     if scene.last == len(scene.pieces) and not scene.pieces[-1:][0].strip():
