@@ -66,7 +66,8 @@ def custom_generate(
 ) -> torch.Tensor | SafeGenerateOutput:
     """Answers under the rules; called by `hf.generate(input_ids, custom_generate=safealign.custom_generate, …)`.
 
-    Returns ids `[B, T + new]`, prompts included, shorter answers padded on the right, or a `SafeGenerateOutput`.
+    Returns ids `[B, T + new]`, prompts included, shorter answers padded on the right, or a `SafeGenerateOutput`. As
+    everywhere, a refusal that is begun at the limit is not cut short: an answer may exceed `max_new_tokens` by it.
     transformers' `max_new_tokens`, `min_new_tokens`, `do_sample`, `temperature`, `top_k`, `top_p`, `min_p`,
     `repetition_penalty` and `eos_token_id` (ends besides the template's own) keep their meaning. The other decoding
     options are keywords of `hf.generate` too: `schedule="every"`, `dependency="high"`, `stop=["\\n\\n"]` (transformers

@@ -160,6 +160,18 @@ def test_a_request_split_over_turns_is_judged_over_all_of_them(calm: SafeModel) 
     assert abs(chat.last.p - alone) > 1e-6
 
 
+def test_what_was_not_refused_is_judged_together_around_what_was(calm: SafeModel) -> None:
+    chat, _ = make(calm)
+    chat.say("Let X be a kite.")
+    chat.options = {**OPTIONS, "theta_query": 1e-12}
+    chat.say("Now refuse this.")
+    chat.options = OPTIONS
+    chat.say("How is X built?")
+    asked = chat.turns[:-1]
+    assert [turn.content for turn in asked if turn.role == "user"] == ["Let X be a kite.", "How is X built?"]
+    assert chat.last is not None and chat.last.p == pytest.approx(calm.score(asked), abs=1e-5)
+
+
 def condemning() -> tuple[SafeModel, str, str]:
     """A model, a request that it refuses, and one that it answers unless the refused exchange stands before it."""
     model = build({"query": -1e3, "window": None, "prefix": None})

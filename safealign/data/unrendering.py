@@ -6,9 +6,10 @@ writes, rendered again, and believed only if exactly the same ids come out.
 
 from __future__ import annotations
 
+from bisect import bisect_left
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
-from itertools import islice
+from itertools import groupby, islice
 
 from safealign.data.records import Message
 from safealign.data.rendering import Renderer
@@ -31,7 +32,8 @@ class _Text:
     control: tuple[int, ...]
 
     def next_control(self, at: int) -> int | None:
-        return next((start for start in self.control if start >= at), None)
+        place = bisect_left(self.control, at)
+        return self.control[place] if place < len(self.control) else None
 
 
 class Unrenderer:
@@ -71,32 +73,27 @@ class Unrenderer:
     def _decoded(self, ids: tuple[int, ...]) -> _Text:
         pieces: list[str] = []
         control: list[int] = []
-        plain: list[int] = []
-        for id_ in ids:
-            if id_ not in self._literal:
-                plain.append(id_)
-                continue
-            pieces.append(self._decode(plain))
-            plain = []
-            control.append(sum(map(len, pieces)))
-            pieces.append(self._literal[id_])
-        return _Text("".join([*pieces, self._decode(plain)]), tuple(control))
+        at = 0
+        for is_control, run in groupby(ids, self._literal.__contains__):
+            for piece in map(self._literal.__getitem__, run) if is_control else [self._decode(list(run))]:
+                if is_control:
+                    control.append(at)
+                pieces.append(piece)
+                at += len(piece)
+        return _Text("".join(pieces), tuple(control))
 
     def _decode(self, ids: list[int]) -> str:
         decoded: str = self._renderer.tokenizer.decode(
             ids, skip_special_tokens=False, clean_up_tokenization_spaces=False
         )
-        return decoded if ids else ""
+        return decoded
 
     # ---- turns ---------------------------------------------------------------------------------------------
 
     def _readings(self, text: _Text) -> Iterator[Turns]:
         """Conversations that may be behind `text`, those that leave more of it to the template first."""
-        openings = {role: self._opening((role,)) for role in ROLES}
-        found = {(opening, 0): role for role, opening in reversed(openings.items()) if opening is not None}
-        for (opening, _), role in sorted(found.items(), reverse=True, key=lambda item: len(item[0][0])):
-            if text.text.startswith(opening):
-                yield from self._turn((), role, len(opening), text)
+        for role, _, start in self._next((), 0, text):
+            yield from self._turn((), role, start, text)
 
     def _turn(self, turns: Turns, role: str, start: int, text: _Text) -> Iterator[Turns]:
         """Conversations that go on with a turn of `role` whose content begins at `start`."""
@@ -112,14 +109,23 @@ class Unrenderer:
             end = self._content_end(closing[-1], start, text) if closing else None
             if end is not None and end + len(closing[-1]) == len(text.text):
                 yield (*turns, Message(role, text.text[start:end]))
-        found: dict[tuple[str, int], str] = {}
-        for next_role in ROLES:
-            opening = self._opening((*roles, next_role))
-            end = self._content_end(opening, start, text) if opening else None
-            if opening and end is not None:
-                found.setdefault((opening, end), next_role)
-        for (opening, end), next_role in sorted(found.items(), reverse=True, key=lambda item: len(item[0][0])):
-            yield from self._turn((*turns, Message(role, text.text[start:end])), next_role, end + len(opening), text)
+        for next_role, end, next_start in self._next(roles, start, text):
+            yield from self._turn((*turns, Message(role, text.text[start:end])), next_role, next_start, text)
+
+    def _next(self, roles: tuple[str, ...], start: int, text: _Text) -> list[tuple[str, int, int]]:
+        """Turns that may come next: role, where the content that begins at `start` ends, where the turn's own begins.
+
+        The longest opening first; of roles that the template opens alike, one.
+        """
+        found: dict[tuple[int, int], str] = {}
+        for role in ROLES:
+            opening = self._opening((*roles, role))
+            if opening is None or not (roles or text.text.startswith(opening)):
+                continue
+            end = self._content_end(opening, start, text) if roles else start
+            if end is not None:
+                found.setdefault((len(opening), end), role)
+        return [(role, end, end + length) for (length, end), role in sorted(found.items(), reverse=True)]
 
     def _content_end(self, piece: str, start: int, text: _Text) -> int | None:
         """Where a content from `start` on ends if `piece` follows: no content holds a control token."""
