@@ -4,11 +4,12 @@ from __future__ import annotations
 
 import sys
 from collections.abc import Callable
+from contextlib import closing
 from dataclasses import asdict
 from typing import TYPE_CHECKING, Any
 
 import torch
-from rich.console import Console
+from rich.console import Console, RenderableType
 from rich.table import Table
 from rich.text import Text
 
@@ -16,20 +17,37 @@ from safealign.commands import run_command
 from safealign.config.roots import ChatConfig
 from safealign.data.records import Message
 from safealign.errors import SafealignError
+from safealign.reporting.explain import colour
 
 if TYPE_CHECKING:
     from safealign.model import SafeModel
     from safealign.session import Output
 
-HELP = "/trace: every verdict of the last answer · /new: forget the conversation · /quit or Ctrl-D: leave"
-_COLOURS = ((0.2, "green"), (0.5, "yellow"), (1.01, "red"))
+HELP = (
+    "/explain: p over the last answer (/explain FILE.png: as a picture) · /trace: its every verdict · "
+    "/new: forget the conversation · /quit or Ctrl-D: leave · Ctrl-C: stop an answer"
+)
+FORGOTTEN = "refused: this exchange is not carried on (forget_refused=false keeps it)"
 
 
 class Chat:
-    """A conversation on the terminal: `say` answers one line and remembers the turn."""
+    """A conversation on the terminal: `say` answers one line and remembers the turn.
 
-    def __init__(self, model: SafeModel, options: dict[str, Any], console: Console, system: str | None) -> None:
+    The next prompt is rendered from the turns' text alone: what the slot held while an answer was written is not
+    part of it, and the request's verdict covers the text of every turn. `forget_refused`: exchanges in which the
+    rules stepped in are left out of it, so that one refused request does not weigh on all that follow.
+    """
+
+    def __init__(
+        self,
+        model: SafeModel,
+        options: dict[str, Any],
+        console: Console,
+        system: str | None = None,
+        forget_refused: bool = True,
+    ) -> None:
         self.model, self.options, self.console = model, options, console
+        self.forget_refused = forget_refused
         self.opening = (Message("system", system),) if system else ()
         self.turns: tuple[Message, ...] = self.opening
         self.last: Output | None = None
@@ -38,28 +56,49 @@ class Chat:
         """Streams the answer to `line`; Ctrl-C ends the answer, not the chat, and the turn is forgotten."""
         asked = (*self.turns, Message("user", line))
         try:
-            for event in self.model.stream(asked, **self.options):
-                self.console.print(Text(event.text), end="", soft_wrap=True)
-                self.last = event.output or self.last
-                if event.output is not None:
-                    self.turns = (*asked, Message("assistant", event.output.text or " "))
+            output = self._stream(asked)
         except KeyboardInterrupt:
-            self.console.print(Text(" … stopped; this turn is forgotten", style="dim"))
+            self._note(" … stopped; this turn is forgotten")
             return
+        self.last = output
         self.console.print()
-        if self.last is not None:
-            self.console.print(verdict(self.last))
+        self.console.print(verdict(output))
+        if self.forget_refused and output.intervened_at is not None:
+            self._note(FORGOTTEN)
+        else:
+            self.turns = (*asked, Message("assistant", output.text or " "))
 
-    def obey(self, command: str) -> bool:
+    def obey(self, line: str) -> bool:
         """Carries out a command; False ends the chat."""
+        command, _, argument = line.partition(" ")
         if command == "/new":
             self.turns, self.last = self.opening, None
-            self.console.print(Text("a new conversation", style="dim"))
-        elif command == "/trace":
-            self.console.print(trace_table(self.last) if self.last else Text("no answer yet", style="dim"))
+            self._note("a new conversation")
+        elif command in ("/trace", "/explain") and self.last is None:
+            self._note("no answer yet")
+        elif command in ("/trace", "/explain") and self.last is not None:
+            self.console.print(trace_table(self.last) if command == "/trace" else self._explained(self.last, argument))
         elif command != "/quit":
-            self.console.print(Text(HELP, style="dim"))
+            self._note(HELP)
         return command != "/quit"
+
+    def _stream(self, asked: tuple[Message, ...]) -> Output:
+        """Shows text as it comes, in the colour of the newest verdict. However it ends, the answer's row is freed."""
+        found: Output | None = None
+        with closing(self.model.stream(asked, **self.options)) as events:
+            for event in events:
+                style = "" if event.p is None else colour(event.p)
+                self.console.print(Text(event.text, style=style), end="", soft_wrap=True)
+                found = event.output or found
+        assert found is not None  # a stream ends with its output
+        return found
+
+    def _explained(self, output: Output, path: str) -> RenderableType:
+        drawn = self.model.explain(output, path.strip() or None)
+        return Text(f"written to {path.strip()}", style="dim") if path.strip() else drawn
+
+    def _note(self, text: str) -> None:
+        self.console.print(Text(text, style="dim"))
 
 
 def main(config: ChatConfig) -> None:
@@ -72,7 +111,8 @@ def main(config: ChatConfig) -> None:
     console.print(f"loading {config.model.path}")
     model = load(config.model.path, dtype=config.model.dtype, attn=config.model.attn, offline=config.offline)
     console.print(Text(HELP, style="dim"))
-    converse(Chat(model, asdict(config.decoding), console, config.system), lambda: console.input("[bold]you[/] › "))
+    chat = Chat(model, asdict(config.decoding), console, config.system, config.forget_refused)
+    converse(chat, lambda: console.input("[bold]you[/] › "))
 
 
 def converse(chat: Chat, read: Callable[[], str]) -> None:
@@ -89,22 +129,22 @@ def converse(chat: Chat, read: Callable[[], str]) -> None:
                     return
             elif line:
                 chat.say(line)
-        except SafealignError as error:
+        except (SafealignError, OSError) as error:
             chat.console.print(Text(str(error), style="red"))
 
 
 def verdict(output: Output) -> Text:
     """One line: p of the request, the highest p on the way, and what was done."""
-    line = Text("p_malicious ", style="dim")
+    line = Text().append("p_malicious ", style="dim")
     if output.p is None:
-        return line.append("not looked at (safety is off)")
+        return line.append("not looked at (safety is off)", style="dim")
     line.append(f"{output.p:.3f}", style=colour(output.p))
     windows = [entry.p for entry in output.trace if entry.kind in ("window", "confirm", "prefix")]
     if windows:
-        line.append(" · highest window ").append(f"{max(windows):.3f}", style=colour(max(windows)))
+        line.append(" · highest window ", style="dim").append(f"{max(windows):.3f}", style=colour(max(windows)))
     if output.intervened_at is not None:
         line.append(f" · intervened at token {output.intervened_at}", style="bold red")
-    return line.append(f" · {output.n_tokens} tokens")
+    return line.append(f" · {output.n_tokens} tokens", style="dim")
 
 
 def trace_table(output: Output) -> Table:
@@ -116,11 +156,6 @@ def trace_table(output: Output) -> Table:
         slot = "written" if entry.wrote else ""
         table.add_row(str(entry.position), entry.kind, span, p, f"{entry.logit:+.2f}", entry.state, slot)
     return table
-
-
-def colour(p: float) -> str:
-    """Green, yellow or red."""
-    return next(name for limit, name in _COLOURS if p < limit)
 
 
 if __name__ == "__main__":

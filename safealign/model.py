@@ -2,10 +2,11 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator, Mapping, Sequence
+import weakref
+from collections.abc import Callable, Generator, Iterable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import torch
 
@@ -31,8 +32,13 @@ from safealign.modeling.loading import load_export
 from safealign.modeling.precision import serving_dtype
 from safealign.session import Answer, Conversation, Output, Session, StreamEvent, row_text
 
+if TYPE_CHECKING:
+    from rich.console import Group
+
 Progress = Callable[[int], None]
 BATCH_SIZE = 32
+# The newest SafeModel around each causal LM. Weak on both sides: being known here keeps neither alive.
+_AROUND: weakref.WeakKeyDictionary[torch.nn.Module, weakref.ref[SafeModel]] = weakref.WeakKeyDictionary()
 
 
 class SafeModel:
@@ -51,6 +57,8 @@ class SafeModel:
         self.options = _default_options(card) if parts is not None else DecodingOptions(safety=False)
         self.thresholds = _thresholds(card)
         self.rows = RowSettings(card.placement, card.window_sees_query) if card is not None else RowSettings()
+        if parts is not None:
+            _AROUND.update(dict.fromkeys((lm, parts.lm), weakref.ref(self)))
 
     # ---- answers -------------------------------------------------------------------------------------------
 
@@ -79,7 +87,7 @@ class SafeModel:
         session = self._session(run)
         return [session.output_of(row) for row in rows]
 
-    def stream(self, messages: Conversation, **options: Any) -> Iterator[StreamEvent]:
+    def stream(self, messages: Conversation, **options: Any) -> Generator[StreamEvent, None, None]:
         """Yields text as it becomes certain; text that may still be withdrawn is held back.
 
         Closing the iterator ends the answer at once.
@@ -89,16 +97,25 @@ class SafeModel:
         answer = session.submit(self.prompts([messages])[0], _seeds(chosen, 1)[0])
         return self._events(session, answer)
 
-    def session(self, n_rows: int = BATCH_SIZE, *, longest: int = 256, room: int = 256, **options: Any) -> Session:
+    def session(
+        self,
+        n_rows: int = BATCH_SIZE,
+        *,
+        longest: int = 256,
+        room: int = 256,
+        ends: Iterable[int] = (),
+        **options: Any,
+    ) -> Session:
         """A batch of at most `n_rows` answers that come and go (see `session.Session`); `options` as in `generate`.
 
         `longest`, `room`: tokens of a prompt and of an answer that the cache starts with; it grows where they do not
-        suffice. While the session steps, the model must be in evaluation mode and used by no one else.
+        suffice. `ends`: ids that end an answer besides the tokenizer's and the template's own. While the session
+        steps, the model must be in evaluation mode and used by no one else.
         """
         if n_rows < 1:
             raise ConfigError(f"a session needs at least 1 row, got {n_rows}")
         chosen = self.options.override(options)
-        return self._session(Run(self._decoder(chosen, record=False), n_rows, longest, room, eager=True))
+        return self._session(Run(self._decoder(chosen, record=False, ends=ends), n_rows, longest, room, eager=True))
 
     def record_batch(
         self,
@@ -112,6 +129,21 @@ class SafeModel:
         chosen = self.options.override(options)
         _, rows = self._decode(conversations, chosen, batch_size, progress, record=True)
         return [row.recording(row_text(row, self.tokenizer, self.renderer.eos_ids)) for row in rows]
+
+    # ---- pictures ------------------------------------------------------------------------------------------
+
+    def explain(self, output: Output, path: str | Path | None = None) -> Group:
+        """Draws p over an answer: its windows, the thresholds, where the rules stepped in.
+
+        Returns what `rich` prints (`rich.print(model.explain(out))`); with `path` a picture is written there too,
+        its format by the ending (PNG, SVG, PDF).
+        """
+        from safealign.reporting.explain import Explanation, draw, picture
+
+        found = Explanation.of(output, self.tokenizer)
+        if path is not None:
+            picture(found, path)
+        return draw(found)
 
     # ---- verdicts on requests ------------------------------------------------------------------------------
 
@@ -134,7 +166,7 @@ class SafeModel:
             return []
         prompts = [prompt.rendered for prompt in self.prompts(conversations)]
         layouts = [build_layout(prompt, [request_row(prompt, self.rows.placement)]) for prompt in prompts]
-        with _evaluating(self.hf):
+        with evaluating(self.hf):
             found = layout_logits(self.parts, [prompt.input_ids for prompt in prompts], layouts, batch_size)
         return [float(logits[0]) for logits in found]
 
@@ -151,7 +183,7 @@ class SafeModel:
         if batch_size < 1:
             raise ConfigError(f"batch_size must be at least 1, got {batch_size}")
         decoder, prompts = self._decoder(options, record), self.prompts(conversations)
-        with _evaluating(self.hf):
+        with evaluating(self.hf):
             run, rows = decoder.start(prompts, _seeds(options, len(prompts)), batch_size)
             reported = 0
             while True:
@@ -162,19 +194,19 @@ class SafeModel:
                     return run, rows
                 run.step()
 
-    def _events(self, session: Session, answer: Answer) -> Iterator[StreamEvent]:
+    def _events(self, session: Session, answer: Answer) -> Generator[StreamEvent, None, None]:
         try:
             while answer.output is None:
-                with _evaluating(self.hf):
+                with evaluating(self.hf):
                     events = session.step()
                 yield from (event for _, event in events)
         finally:
             session.cancel(answer)
 
     def _session(self, run: Run) -> Session:
-        return Session(run, self.tokenizer, self.renderer.eos_ids)
+        return Session(run, self.tokenizer, run.decoder.eos_ids)
 
-    def _decoder(self, options: DecodingOptions, record: bool) -> Decoder:
+    def _decoder(self, options: DecodingOptions, record: bool, ends: Iterable[int] = ()) -> Decoder:
         if options.safety and self.parts is None:
             raise ConfigError("this model has no safety parts: decode it with safety=False, or load an export")
         if options.safety and options.schedule == "cascade" and self.parts is not None and not self.parts.token_head:
@@ -186,11 +218,15 @@ class SafeModel:
             engine,
             options,
             encoder=self.renderer,
-            eos_ids=self.renderer.eos_ids,
+            eos_ids=self.renderer.eos_ids.union(ends),
             calibrated=self.thresholds,
             record=record,
             tokenizer=self.tokenizer,
         )
+
+    def seeds(self, n: int, **options: Any) -> list[int]:
+        """The seeds of n rows decoded with these options: seed + i, or fresh ones where the seed is None."""
+        return _seeds(self.options.override(options), n)
 
     def prompts(self, conversations: Sequence[Conversation]) -> list[Prompt]:
         """Rendered prompts, as `Session.submit` takes them. Raises DataError for what cannot be rendered."""
@@ -224,6 +260,22 @@ def load(
     return SafeModel(loaded.lm, loaded.tokenizer, loaded.parts, loaded.card)
 
 
+def safe_model_of(lm: torch.nn.Module) -> SafeModel:
+    """The SafeModel around a plain causal LM (`model.hf`, or the model inside its PEFT wrapper).
+
+    Raises ConfigError for one that was loaded without safety parts, or whose SafeModel is gone.
+    """
+    reference = _AROUND.get(lm)
+    found = reference() if reference is not None else None
+    if found is None:
+        why = "has no safety parts" if reference is None else "has lost its SafeModel, which nothing refers to any more"
+        raise ConfigError(
+            f"this {type(lm).__name__} {why}: load the export with model = safealign.load(path), keep `model`, "
+            "and call model.hf.generate(…)"
+        )
+    return found
+
+
 def _default_options(card: SafetyCard | None) -> DecodingOptions:
     if card is None:
         return DecodingOptions()
@@ -243,7 +295,7 @@ def _seeds(options: DecodingOptions, n: int) -> list[int]:
 
 
 @contextmanager
-def _evaluating(lm: Any) -> Iterator[None]:
+def evaluating(lm: Any) -> Iterator[None]:
     """Dropout off while decoding; a model in the middle of training goes on as it was."""
     training = lm.training
     lm.eval()

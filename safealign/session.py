@@ -52,10 +52,14 @@ class Output:
 
 @dataclass(frozen=True)
 class StreamEvent:
-    """New text, never withdrawn later; the last event has no new text but the whole `output`."""
+    """New text, never withdrawn later; the last event has no new text but the whole `output`.
+
+    `p`: the newest verdict when it came, None without safety.
+    """
 
     text: str
     output: Output | None = None
+    p: float | None = None
 
 
 class Answer:
@@ -72,6 +76,11 @@ class Answer:
     def done(self) -> bool:
         """Whether nothing more will come."""
         return self.row.finish is not None
+
+    @property
+    def p(self) -> float | None:
+        """The newest verdict so far; None without safety."""
+        return self.row.trace[-1].p if self.row.trace else None
 
     def new_text(self, eos_ids: frozenset[int]) -> str:
         """Text that became certain since the last call."""
@@ -120,7 +129,7 @@ class Session:
         for answer in self._open:
             piece = answer.new_text(self._eos_ids)
             if piece:
-                found.append((answer, StreamEvent(piece)))
+                found.append((answer, StreamEvent(piece, p=answer.p)))
             if answer.done:
                 answer.output = self.output_of(answer.row)
                 found.append((answer, StreamEvent("", answer.output)))

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import os
+import sys
 from pathlib import Path
 
 # Before torch is imported: two spinning thread pools on two cores run many times slower.
@@ -17,6 +18,7 @@ import torch
 from hypothesis import HealthCheck, settings
 
 ROOT = Path(__file__).resolve().parents[1]
+sys.path.append(str(Path(__file__).parent))  # helper modules of this folder (`tiny_models`) import by their names
 
 # No deadline: the machine that runs the tests may be busy with something else.
 settings.register_profile("safealign", deadline=None, suppress_health_check=[HealthCheck.too_slow])

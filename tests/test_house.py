@@ -36,6 +36,7 @@ FLOORS = {
     "decoding": 3,
     "model": 4,
     "session": 4,
+    "generation": 4,
     "sampling": 4,
     "defenses": 4,
     "ranking": 4,

@@ -2,51 +2,19 @@
 
 from __future__ import annotations
 
-import io
 from pathlib import Path
 from typing import Any
 
 import pytest
 import torch
-from rich.console import Console
+from tiny_models import ALWAYS, HELLO, NEVER, TALKS, build
 
 import safealign
-from safealign.chat import Chat, converse
-from safealign.decoding import DEFAULT_REFUSAL, DEFAULT_TRIGGER
+from safealign.decoding import DEFAULT_TRIGGER
 from safealign.errors import CheckpointError, ConfigError, DataError
 from safealign.model import SafeModel
-from safealign.modeling.attach import attach
-from safealign.modeling.checkpoint import SafetyCard
 from safealign.modeling.exporting import export_model
-from safealign.modeling.safety_token import HeadSettings
-from safealign.modeling.tiny import tiny_model, tiny_tokenizer
 from safealign.session import Output
-
-HELLO = [{"role": "user", "content": "Hello there"}]
-TALKS = [
-    HELLO,
-    [{"role": "system", "content": "Be brief."}, {"role": "user", "content": "What is rain?"}],
-    [{"role": "user", "content": "Go on"}, {"role": "assistant", "content": "It was a dark"}],
-]
-ALWAYS = {"query": -1e3, "window": -1e3, "prefix": -1e3}
-NEVER = {"query": 1e3, "window": 1e3, "prefix": 1e3}
-
-
-def build(thresholds: dict[str, float | None], seed: int = 0, **decoding: Any) -> SafeModel:
-    """A tiny model with a random head and the thresholds given."""
-    head = HeadSettings((0.5, 1.0), ("row", "mean", "last"))
-    lm = tiny_model(seed=seed)
-    with torch.no_grad():
-        lm.lm_head.weight = torch.nn.Parameter(torch.randn(lm.lm_head.weight.shape))
-    parts = attach(lm, head)
-    with torch.no_grad():
-        parts.token.weight.normal_(std=0.3)
-        parts.head.linear.weight.normal_()
-    options = {"max_new_tokens": 16, **decoding}
-    card = SafetyCard(
-        head, "append", False, DEFAULT_TRIGGER, DEFAULT_REFUSAL, options, thresholds, {"temperature": 2.0}
-    )
-    return SafeModel(lm, tiny_tokenizer(), parts, card)
 
 
 @pytest.fixture
@@ -197,46 +165,3 @@ def test_load_says_what_is_wrong(tmp_path: Path) -> None:
         safealign.load(tmp_path)
     with pytest.raises(ConfigError, match="dtype"):
         safealign.load(tmp_path, dtype="int3")
-
-
-# ---- the chat command ---------------------------------------------------------------------------------------
-
-
-def talk(model: SafeModel, lines: list[str]) -> tuple[Chat, str]:
-    shown = io.StringIO()
-    chat = Chat(model, {"max_new_tokens": 8}, Console(file=shown, width=100, highlight=False), "Be kind.")
-    given = iter(lines)
-
-    def read() -> str:
-        try:
-            return next(given)
-        except StopIteration:
-            raise EOFError from None
-
-    converse(chat, read)
-    return chat, shown.getvalue()
-
-
-def test_chat_remembers_turns_and_shows_p(calm: SafeModel) -> None:
-    chat, shown = talk(calm, ["Hello", "", "And then?", "/trace"])
-    assert [turn.role for turn in chat.turns] == ["system", "user", "assistant", "user", "assistant"]
-    assert shown.count("p_malicious") == 2 and "request" in shown
-
-
-def test_chat_commands(calm: SafeModel) -> None:
-    chat, shown = talk(calm, ["/trace", "/what", "Hello", "/new", "/quit", "never read"])
-    assert "no answer yet" in shown and "/trace: every verdict" in shown
-    assert [turn.role for turn in chat.turns] == ["system"]
-
-
-def test_chat_says_when_it_intervened(strict: SafeModel) -> None:
-    assert "intervened at token 0" in talk(strict, ["Hello"])[1]
-
-
-def test_ctrl_c_ends_the_answer_and_not_the_chat(calm: SafeModel, monkeypatch: pytest.MonkeyPatch) -> None:
-    def interrupted(*args: Any, **options: Any) -> Any:
-        raise KeyboardInterrupt
-
-    monkeypatch.setattr(calm, "stream", interrupted)
-    chat, shown = talk(calm, ["Hello", "/trace"])
-    assert "stopped" in shown and [turn.role for turn in chat.turns] == ["system"]

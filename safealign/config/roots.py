@@ -93,6 +93,7 @@ class ChatConfig:
     decoding: DecodingConfig
     offline: bool
     system: str | None
+    forget_refused: bool
     threads: int | None = at_least(1)
 
 

@@ -73,6 +73,17 @@ class ChatTemplate:
             )
         return TemplateText(text, contents)
 
+    def pieces(self, roles: tuple[str, ...], generation_prompt: bool) -> list[str] | None:
+        """What the template writes before, between and after the contents of turns with these roles.
+
+        None where it refuses them, or does not write each content once and in the order of the turns.
+        """
+        try:
+            parts = _FIND_SENTINEL.split(self._skeleton(roles, generation_prompt))
+        except DataError:
+            return None
+        return parts[::2] if parts[1::2] == [str(number) for number in range(len(roles))] else None
+
     def _skeleton(self, roles: tuple[str, ...], generation_prompt: bool) -> str:
         key = (roles, generation_prompt)
         found = self._skeletons.get(key)

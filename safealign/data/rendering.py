@@ -29,13 +29,13 @@ class Renderer:
 
     def __init__(self, tokenizer: Any) -> None:
         self.tokenizer = tokenizer
-        self._template = ChatTemplate(tokenizer)
-        self._encoder = SafeEncoder(tokenizer)
+        self.template = ChatTemplate(tokenizer)
+        self.encoder = SafeEncoder(tokenizer)
 
     @property
     def control_ids(self) -> frozenset[int]:
         """Every special and every added id: what no content can produce."""
-        return self._encoder.control_ids
+        return self.encoder.control_ids
 
     @cached_property
     def end_ids(self) -> tuple[int, ...]:
@@ -55,7 +55,7 @@ class Renderer:
 
     def content_ids(self, text: str) -> list[int]:
         """Ids of running text, special tokens off, no begin-of-word mark put before it."""
-        return [token.id for token in self._encoder.encode(text)]
+        return [token.id for token in self.encoder.encode(text)]
 
     def trigger_ids(self, trigger: str, *, mid_answer: bool) -> list[int]:
         """Ids of the refusal trigger, at the start of an answer or, after a blank line, in the middle."""
@@ -86,7 +86,7 @@ class Renderer:
         return self._answer(turns, close)
 
     def _prompt(self, turns: tuple[Message, ...]) -> Rendered:
-        text = self._template.render(turns, generation_prompt=True)
+        text = self.template.render(turns, generation_prompt=True)
         tokens, _ = self._tokens(text)
         if not tokens:
             raise DataError("the chat template turns this conversation into no tokens at all")
@@ -94,7 +94,7 @@ class Renderer:
         return Rendered(_ids(tokens), n - 1, _content_spans(text, tokens, text.contents), Span(n, n))
 
     def _answer(self, turns: tuple[Message, ...], close: bool) -> Rendered:
-        text = self._template.render(turns, generation_prompt=False)
+        text = self.template.render(turns, generation_prompt=False)
         answer = text.content_of(len(turns) - 1)
         if not close:
             text = TemplateText(
@@ -118,7 +118,7 @@ class Renderer:
 
     def _boundary(self, turns: tuple[Message, ...], text: TemplateText, answer_start: int) -> int:
         """Character where the generation prompt ends; the answer's first if the template has none."""
-        prompt = self._template.render(turns[:-1], generation_prompt=True).text if len(turns) > 1 else ""
+        prompt = self.template.render(turns[:-1], generation_prompt=True).text if len(turns) > 1 else ""
         is_prefix = bool(prompt) and len(prompt) <= answer_start and text.text.startswith(prompt)
         return len(prompt) if is_prefix else answer_start
 
@@ -127,7 +127,7 @@ class Renderer:
         tokens: list[Token] = []
         control: list[bool] = []
         at = 0
-        for found in (*self._encoder.find_control(text.text, text.template), None):
+        for found in (*self.encoder.find_control(text.text, text.template), None):
             end = len(text.text) if found is None else found.start
             plain = self._segment(text.text, at, end, boundary)
             tokens += plain
@@ -142,13 +142,13 @@ class Renderer:
         if start >= end:
             return []
         variant = "first" if start == 0 else "later"
-        whole = self._encoder.encode(text[start:end], start, variant)
+        whole = self.encoder.encode(text[start:end], start, variant)
         if boundary is None or not start < boundary < end:
             return whole
-        prompt = self._encoder.encode(text[start:boundary], start, variant)
+        prompt = self.encoder.encode(text[start:boundary], start, variant)
         if whole[: len(prompt)] == prompt:
             return whole
-        return prompt + self._encoder.encode(text[boundary:end], boundary, "inner")
+        return prompt + self.encoder.encode(text[boundary:end], boundary, "inner")
 
     @staticmethod
     def _response_ids(rendered: Rendered) -> list[int]:

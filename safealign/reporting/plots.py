@@ -56,7 +56,7 @@ def reliability(
         ylim=(0.7, None),
         xlabel="predicted probability of harm (mean of the bin)",
     )
-    return _save(figure, path)
+    return save(figure, path)
 
 
 def score_histograms(
@@ -88,7 +88,7 @@ def score_histograms(
         axes[0].legend(loc="upper right", fontsize=8)
     axes[-1].set_xlabel(xlabel)
     figure.suptitle(title)
-    return _save(figure, path)
+    return save(figure, path)
 
 
 def attack_by_prefill(
@@ -112,7 +112,7 @@ def attack_by_prefill(
     axis.set_ylim(-3, 103)
     axis.grid(axis="y", alpha=0.3)
     figure.legend(loc="outside right upper", frameon=False)
-    return _save(figure, path)
+    return save(figure, path)
 
 
 def verdict_along_answer(
@@ -152,7 +152,7 @@ def verdict_along_answer(
         )
     axis.set(xlabel="token of the answer", ylabel="probability of harm", ylim=(-0.03, 1.03), title=title)
     figure.legend(loc="outside lower center", ncols=3, frameon=False, fontsize=9)
-    return _save(figure, path)
+    return save(figure, path)
 
 
 def _points(
@@ -192,7 +192,7 @@ def look(index: int) -> dict[str, Any]:
     return found if index < len(COLOURS) else found | {"markerfacecolor": "white"}
 
 
-def _save(figure: Figure, path: str | Path) -> Path:
+def save(figure: Figure, path: str | Path) -> Path:
     """Write the picture in one step; returns its path."""
     path = Path(path)
     path.parent.mkdir(parents=True, exist_ok=True)
