@@ -92,7 +92,8 @@ def measure(bench: Bench, options: dict[str, Any]) -> dict[str, Any]:
     prompts = [record.prompt for record in bench.units]
     recorded = model.record_batch(prompts, max_new_tokens=settings.max_new_tokens, batch_size=64, **options)
     statistics = [max(-1e4, recording.window_statistic) for recording in recorded]
-    found = threshold(statistics, settings.budget / 2, 1.0 - settings.error_probability / 2)
+    share = settings.window_share
+    found = threshold(statistics, settings.budget * share, 1.0 - settings.error_probability * share)
     assert model.thresholds is not None
     before = model.thresholds
     model.thresholds = replace(before, window=found.logit)

@@ -157,6 +157,7 @@ class HeadConfig:
     pool: list[str] = choice("row", "mean", "last")
     separate_windows: bool
     refit: bool
+    window_pool: list[str] | None = choice("row", "mean", "last")
     token_layers: list[float] = between(0, 1)
 
 
@@ -184,6 +185,7 @@ class CalibrationConfig:
     units: int = at_least(0)
     answered: int = at_least(0)
     budget: float = between(0, 1)
+    window_share: float = between(0.05, 0.95)
     error_probability: float = between(0, 1)
     wake_rate: float = between(0, 1)
     max_new_tokens: int = at_least(1)

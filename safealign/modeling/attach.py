@@ -210,7 +210,10 @@ def attach(lm: nn.Module, settings: HeadSettings, init: str = "mean", role_ids: 
         width = settings.width(len(_decoder_layers(decoder)), hidden)
         token = SafetyToken(hidden).to(embedding.device)
         lm.add_module(TOKEN_NAME, token)
-        lm.add_module(HEAD_NAME, SafetyHead(width, settings.n_readouts).to(embedding.device))
+        head = SafetyHead(width, settings.n_readouts)
+        if settings.separate_windows:
+            head.reads[1] = settings.window_reads(len(_decoder_layers(decoder)), hidden)
+        lm.add_module(HEAD_NAME, head.to(embedding.device))
         if settings.token_layers:
             inputs = len(settings.token_blocks(len(_decoder_layers(decoder)))) * hidden
             lm.add_module(TOKEN_HEAD_NAME, SafetyHead(inputs).to(embedding.device).requires_grad_(False))

@@ -54,6 +54,7 @@ class SafetyCard:
             "pool": list(self.head.pool),
             "separate_windows": self.head.separate_windows,
             "token_layers": list(self.head.token_layers),
+            "window_pool": list(self.head.window_pool),
         }
         return {**self.__dict__, "head": head, "format_version": FORMAT_VERSION}
 
@@ -73,6 +74,7 @@ class SafetyCard:
                 tuple(reads["pool"]),
                 bool(reads["separate_windows"]),
                 tuple(reads["token_layers"]),
+                tuple(reads["window_pool"]),
             )
             names = cls.__dataclass_fields__.keys() - {"head"}
             return cls(head=head, **{name: data[name] for name in names})

@@ -24,12 +24,14 @@ class HeadSettings:
     their states are concatenated. `separate_windows`: windows over an answer are read by weights of their own, since
     requests and answers look different at the depths that tell most; False is the paper's single read-out.
     `token_layers`: depths at which the token head reads each generated token's own state; () is for none.
+    `window_pool`: what of `pool` the windows' own read-out reads; () is all of it.
     """
 
     layers: tuple[float, ...] = (1.0,)
     pool: tuple[str, ...] = ("row",)
     separate_windows: bool = False
     token_layers: tuple[float, ...] = ()
+    window_pool: tuple[str, ...] = ()
 
     def __post_init__(self) -> None:
         if not self.layers or any(not 0.0 < f <= 1.0 for f in self.layers):
@@ -39,6 +41,9 @@ class HeadSettings:
         unknown = [name for name in self.pool if name not in POOLS]
         if unknown or not self.pool:
             raise ValueError(f"head.pool must be a non-empty subset of {POOLS}, got {list(self.pool)}")
+        if set(self.window_pool) - set(self.pool) or (self.window_pool and not self.separate_windows):
+            wanted = "head.window_pool must be part of head.pool, and needs head.separate_windows"
+            raise ValueError(f"{wanted}: got {list(self.window_pool)}; null reads all of it")
 
     def blocks(self, n_layers: int) -> tuple[int, ...]:
         """Depths as block counts 1..L (L stands for the output after the final norm), sorted, without repeats."""
@@ -51,6 +56,12 @@ class HeadSettings:
     def width(self, n_layers: int, hidden_size: int) -> int:
         """Number of inputs of the linear head."""
         return len(self.blocks(n_layers)) * len(self.pool) * hidden_size
+
+    def window_reads(self, n_layers: int, hidden_size: int) -> torch.Tensor:
+        """Which inputs of the head the windows' read-out reads, bool `[width]`."""
+        block = len(self.blocks(n_layers)) * hidden_size
+        wanted = self.window_pool or self.pool
+        return torch.tensor([name in wanted for name in self.pool]).repeat_interleave(block)
 
     @property
     def n_readouts(self) -> int:
@@ -82,6 +93,7 @@ class SafetyHead(nn.Module):
 
     mean: torch.Tensor
     scale: torch.Tensor
+    reads: torch.Tensor  # bool [R, width]: the inputs of each read-out; given by the settings, not saved
 
     def __init__(self, width: int, n_readouts: int = 1) -> None:
         super().__init__()
@@ -90,6 +102,7 @@ class SafetyHead(nn.Module):
         nn.init.zeros_(self.linear.bias)
         self.register_buffer("mean", torch.zeros(n_readouts, width, dtype=torch.float32))
         self.register_buffer("scale", torch.ones(n_readouts, width, dtype=torch.float32))
+        self.register_buffer("reads", torch.ones(n_readouts, width, dtype=torch.bool), persistent=False)
 
     def forward(self, features: torch.Tensor, readouts: torch.Tensor | None = None) -> torch.Tensor:
         """Features `[..., width]` to logits `[...]` in fp32, whatever autocast says.
@@ -105,7 +118,7 @@ class SafetyHead(nn.Module):
 
     def _logit(self, rows: torch.Tensor, index: int) -> torch.Tensor:
         standard = (rows - self.mean[index].float()) / self.scale[index].float()
-        weight, bias = self.linear.weight[index].float(), self.linear.bias[index].float()
+        weight, bias = self.linear.weight[index].float() * self.reads[index], self.linear.bias[index].float()
         return nn.functional.linear(standard, weight[None], bias[None]).squeeze(-1)
 
     @torch.no_grad()

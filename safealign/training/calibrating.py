@@ -63,6 +63,7 @@ def calibrate_model(
         },
         settings.budget,
         1.0 - settings.error_probability,
+        weights={"query": 1.0 - settings.window_share, "window": settings.window_share},
         distribution=_distribution(units),
     )
     prefix = calibrate({"prefix": prefixed}, settings.budget, 1.0 - settings.error_probability)

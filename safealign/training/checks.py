@@ -81,7 +81,13 @@ def model_problems(config: TrainConfig, model: Any) -> list[str]:
 def head_settings(config: TrainConfig) -> HeadSettings:
     """Where the head reads, as the config says; raises ValueError for what no head can read."""
     head = config.safety.head
-    return HeadSettings(tuple(head.layers), tuple(head.pool), head.separate_windows, tuple(head.token_layers))
+    return HeadSettings(
+        tuple(head.layers),
+        tuple(head.pool),
+        head.separate_windows,
+        tuple(head.token_layers),
+        tuple(head.window_pool or ()),
+    )
 
 
 def _head_problems(config: TrainConfig) -> list[str]:

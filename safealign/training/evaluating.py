@@ -112,9 +112,10 @@ class Shelf:
         reads = HeadSettings((*head.layers, *MID_DEPTH.layers), tuple(dict.fromkeys((*head.pool, *MID_DEPTH.pool))))
         frozen = attach(base, reads, self.run.safety.init, renderer.content_ids("assistant"))
         settings = self.run.safety.calibration
-        confidence = 1.0 - settings.error_probability / 2
+        share = 1.0 - settings.window_share  # the request's, of budget and error probability
+        confidence = 1.0 - settings.error_probability * share
         pairs = all_pairs(self.run.offline)
-        return Evidence(data.requests, data.calibration, frozen, pairs, settings.budget / 2, confidence)
+        return Evidence(data.requests, data.calibration, frozen, pairs, settings.budget * share, confidence)
 
     @property
     def _dtype_name(self) -> str:

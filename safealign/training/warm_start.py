@@ -108,11 +108,14 @@ def _read(
 
 
 def _fit_readout(head: Any, rows: WarmStart, readout: int, penalty: float) -> None:
-    """Loads the regression's solution on these rows."""
-    probe = LogisticProbe(head.mean[readout], head.scale[readout])
+    """Loads the regression's solution on these rows; inputs that the read-out does not read weigh nothing."""
+    reads = head.reads[readout].cpu()
+    probe = LogisticProbe(head.mean[readout].cpu()[reads], head.scale[readout].cpu()[reads])
     weights, l2 = _balance(rows.labels, rows.kinds), penalty * len(rows.texts.unique())
-    probe.fit(rows.features, rows.labels, weights, l2=l2, max_iter=ITERATIONS)
-    head.set_linear(probe.weight.float(), float(probe.bias), readout)
+    probe.fit(rows.features[:, reads], rows.labels, weights, l2=l2, max_iter=ITERATIONS)
+    whole = torch.zeros(len(reads))
+    whole[reads] = probe.weight.float()
+    head.set_linear(whole, float(probe.bias), readout)
 
 
 def _answers(answered: Sequence[Example]) -> list[tuple[tuple[int, ...], Layout]]:

@@ -27,7 +27,8 @@ def test_a_card_holds_no_nan(build, tmp_path: Path) -> None:
 
 
 def test_a_garbled_head_is_named() -> None:
-    data = CARD.to_dict() | {"head": {"layers": [2.0], "pool": ["row"], "separate_windows": False, "token_layers": []}}
+    data = CARD.to_dict()
+    data["head"]["layers"] = [2.0]
     with pytest.raises(CheckpointError, match=r"safety\.json.*fractions of depth"):
         SafetyCard.from_dict(data, "safety.json")
 

@@ -100,3 +100,25 @@ def test_the_token_is_one_vector_for_every_row() -> None:
     assert (rows == torch.arange(4.0)).all()
     rows.sum().backward()
     assert token.weight.grad is not None and token.weight.grad.tolist() == [6.0] * 4
+
+
+def test_a_windows_readout_ignores_what_it_does_not_read() -> None:
+    settings = HeadSettings((0.5, 1.0), ("row", "mean", "last"), True, window_pool=("mean",))
+    reads = settings.window_reads(4, 3)
+    assert reads.tolist() == [False] * 6 + [True] * 6 + [False] * 6
+    head = SafetyHead(settings.width(4, 3), settings.n_readouts)
+    head.reads[1] = reads
+    torch.nn.init.normal_(head.linear.weight)
+    features, other = torch.randn(2, 18), torch.randn(2, 18)
+    mixed = torch.where(reads, features, other)
+    request, window = torch.zeros(2, dtype=torch.long), torch.ones(2, dtype=torch.long)
+    assert torch.equal(head(features, window), head(mixed, window))
+    assert not torch.equal(head(features, request), head(mixed, request))
+
+
+@pytest.mark.parametrize(
+    "settings", [{"pool": ("row",), "separate_windows": True}, {"pool": ("mean",), "separate_windows": False}]
+)
+def test_windows_read_a_part_of_the_pool_with_weights_of_their_own(settings: dict[str, object]) -> None:
+    with pytest.raises(ValueError, match="window_pool"):
+        HeadSettings((1.0,), window_pool=("mean",), **settings)  # type: ignore[arg-type]

@@ -132,3 +132,12 @@ def test_the_last_fit_leaves_alone_what_it_cannot_fit(kit, examples, separate) -
     assert not refit_windows(parts, benign if separate else examples)
     assert not refit_windows(parts, [])
     assert all(torch.equal(value, before[name]) for name, value in lm.state_dict().items())
+
+
+def test_a_refit_gives_no_weight_to_what_windows_do_not_read(kit, examples) -> None:
+    _, parts = kit.safe_model(separate_windows=True, window_pool=("mean",))
+    warm_start(parts, examples, examples)
+    assert refit_windows(parts, examples)
+    reads = parts.head.reads[1]
+    assert parts.head.linear.weight[1][reads].any() and not parts.head.linear.weight[1][~reads].any()
+    assert parts.head.linear.weight[0].all()
