@@ -59,6 +59,7 @@ class MixConfig:
     intents: int = at_least(0)
     people: int = at_least(0)
     falsehoods: int = at_least(0)
+    later_turns: int = at_least(0)
     restyle_max_chars: int = at_least(1)
     balance: bool
     limit: int | None = at_least(1)
@@ -255,7 +256,7 @@ class AttackConfig:
     """conf/attack: the attacks that an evaluation runs."""
 
     name: str
-    attacks: list[str] = choice("direct", "prefill")
+    attacks: list[str] = choice("direct", "second_turn", "prefill")
     prefill_tokens: list[int] = at_least(1)
 
 

@@ -12,6 +12,7 @@ from collections.abc import Sequence
 from dataclasses import dataclass, replace
 
 from safealign.data import contrast
+from safealign.data.multi_turn import later_turns
 from safealign.data.records import BENIGN, LABELS, MALICIOUS, Message, Record
 from safealign.data.styles import STYLES, restyle
 from safealign.data.wrapping import Template, generic_templates, split, wrap_both
@@ -27,7 +28,7 @@ _SAME_ANSWER = frozenset(
 class MixSettings:
     """How many derived records of each kind the mix holds; 0 leaves a kind out.
 
-    `styles` None means all; `per_style`, `wrapped` and `falsehoods` count for each label; `about` and
+    `styles` None means all; `per_style`, `wrapped`, `falsehoods` and `later_turns` count for each label; `about` and
     `homonyms` are benign, `intents` and `people` malicious contrasts. `wrapper_words` cuts long templates
     around the request (None: never). `restyle_max_chars` keeps long requests out of the restylings.
     `balance` restyles further requests of the label that has fewer; without it, weigh the loss instead,
@@ -45,6 +46,7 @@ class MixSettings:
     intents: int = 40
     people: int = 40
     falsehoods: int = 40
+    later_turns: int = 0
     restyle_max_chars: int = 300
     balance: bool = False
     limit: int | None = None
@@ -53,7 +55,7 @@ class MixSettings:
         unknown = [name for name in self.styles or () if name not in STYLES]
         if unknown:
             raise ConfigError(f"data.mix.styles: unknown {', '.join(unknown)}; known are {', '.join(STYLES)}")
-        derived = (self.about, self.homonyms, self.intents, self.people, self.falsehoods)
+        derived = (self.about, self.homonyms, self.intents, self.people, self.falsehoods, self.later_turns)
         counts = (self.per_style, self.wrapped, *derived)
         if min(counts) < 0:
             raise ConfigError("data.mix: counts must not be negative; 0 leaves a kind out")
@@ -76,6 +78,7 @@ def build_mix(
     derived += wrap_both(
         to_wrap[MALICIOUS], to_wrap[BENIGN], usable, settings.wrapped, settings.wrapper_words, seed
     )
+    derived += later_turns(to_wrap, settings.later_turns, seed)
     if settings.balance:
         derived += _topped_up([*records, *derived], sides, settings, seed)
     return _finished([*records, *derived], settings.limit, seed)

@@ -190,7 +190,7 @@ def _pairing(config: TrainConfig, counts: dict[str, int]) -> PairingSettings:
 
 _WARM_WORDS, _WARM_OPENING = 30, 8
 _WARM_WINDOWS = 8  # of each answer: states of a row more or less cost nothing beside the answer's own
-_MIX_COUNTS = ("per_style", "wrapped", "about", "homonyms", "intents", "people", "falsehoods")
+_MIX_COUNTS = ("per_style", "wrapped", "about", "homonyms", "intents", "people", "falsehoods", "later_turns")
 _PAIRING_COUNTS = ("refusals", "benign_answers", "harmful_answers", "transitions", "prompts")
 
 

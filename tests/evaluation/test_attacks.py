@@ -88,4 +88,13 @@ def test_bad_use_is_named(tokenizer: Any) -> None:
         build_attack("wrapped", templates=())
     with pytest.raises(ConfigError, match="did you mean 'prefill'"):
         build_attack("prefil")
-    assert set(ATTACKS) == {"direct", "prefill", "wrapped"}
+    assert set(ATTACKS) == {"direct", "second_turn", "prefill", "wrapped"}
+
+
+@pytest.mark.parametrize("messages", [REQUEST, REQUEST[1:]])
+def test_second_turn_puts_one_harmless_exchange_before_the_request(messages: tuple[Message, ...]) -> None:
+    attacked = build_attack("second_turn").apply(messages)
+    system = messages[:-1]
+    assert attacked[: len(system)] == system and attacked[-1] == messages[-1]
+    assert [turn.role for turn in attacked[len(system) :]] == ["user", "assistant", "user"]
+    assert attacked == build_attack("second_turn").apply(messages)

@@ -11,12 +11,13 @@ from safealign.errors import ConfigError
 from safealign.evaluation.attacks.direct import DirectAttack
 from safealign.evaluation.attacks.prefill import PrefillAttack
 from safealign.evaluation.attacks.protocol import Attack
+from safealign.evaluation.attacks.second_turn import SecondTurnAttack
 from safealign.evaluation.attacks.wrapped import WrappedAttack
 
-__all__ = ["ATTACKS", "Attack", "DirectAttack", "PrefillAttack", "WrappedAttack", "build_attack"]
+__all__ = ["ATTACKS", "Attack", "DirectAttack", "PrefillAttack", "SecondTurnAttack", "WrappedAttack", "build_attack"]
 
 ATTACKS: Mapping[str, Callable[..., Attack]] = MappingProxyType(
-    {"direct": DirectAttack, "prefill": PrefillAttack, "wrapped": WrappedAttack}
+    {"direct": DirectAttack, "second_turn": SecondTurnAttack, "prefill": PrefillAttack, "wrapped": WrappedAttack}
 )
 
 
