@@ -5,7 +5,6 @@ from __future__ import annotations
 import sys
 from collections.abc import Callable
 from contextlib import closing
-from dataclasses import asdict
 from typing import TYPE_CHECKING, Any
 
 import torch
@@ -14,6 +13,7 @@ from rich.table import Table
 from rich.text import Text
 
 from safealign.commands import run_command
+from safealign.config.composing import decoding_changes
 from safealign.config.roots import ChatConfig
 from safealign.data.records import Message
 from safealign.errors import SafealignError
@@ -111,7 +111,7 @@ def main(config: ChatConfig) -> None:
     console.print(f"loading {config.model.path}")
     model = load(config.model.path, dtype=config.model.dtype, attn=config.model.attn, offline=config.offline)
     console.print(Text(HELP, style="dim"))
-    chat = Chat(model, asdict(config.decoding), console, config.system, config.forget_refused)
+    chat = Chat(model, decoding_changes(config.decoding), console, config.system, config.forget_refused)
     converse(chat, lambda: console.input("[bold]you[/] › "))
 
 

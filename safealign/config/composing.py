@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import threading
 from collections.abc import Sequence
+from dataclasses import asdict
 from pathlib import Path
 from typing import Any, get_type_hints
 
@@ -14,6 +15,7 @@ from omegaconf import DictConfig, OmegaConf
 from omegaconf.errors import OmegaConfBaseException
 
 from safealign.config.fields import problems_of, suggestion
+from safealign.config.groups import DecodingConfig
 from safealign.config.overrides import conf_dir, explain, options_of, problems_of_overrides, write_out
 from safealign.config.roots import ROOTS, register
 from safealign.errors import ConfigError
@@ -66,6 +68,15 @@ def load_option(group: str, option: str, overrides: Sequence[str] = ()) -> Any:
     if group not in get_type_hints(ROOTS["config"]):
         raise ConfigError(f"options of '{group}' spread over the whole config; compose it instead")
     return getattr(compose([f"{group}={option}", *overrides]), group)
+
+
+def decoding_changes(decoding: DecodingConfig) -> dict[str, Any]:
+    """The decoding keys whose value is not the group's own; everything else is for the export to say.
+
+    An export's thresholds were calibrated under its schedule and rules, which the group's defaults must not replace.
+    """
+    standard = asdict(load_option("decoding", "default"))
+    return {key: value for key, value in asdict(decoding).items() if standard[key] != value}
 
 
 def to_object(composed: DictConfig, config_name: str) -> tuple[Any, list[str]]:

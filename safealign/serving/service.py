@@ -6,7 +6,6 @@ import asyncio
 import logging
 from collections.abc import Callable
 from concurrent.futures import ThreadPoolExecutor
-from dataclasses import asdict
 from pathlib import Path
 from typing import TypeVar
 
@@ -14,6 +13,7 @@ from fastapi import Request, Response
 from fastapi.responses import JSONResponse
 from starlette.requests import ClientDisconnect
 
+from safealign.config.composing import decoding_changes
 from safealign.config.roots import ServeConfig
 from safealign.data.records import Message
 from safealign.decoding import Prompt
@@ -40,7 +40,7 @@ class Service:
     def __init__(self, model: SafeModel, config: ServeConfig) -> None:
         self.model, self.config = model, config
         self.name = config.name or served_name(config.model.path)
-        decoding = asdict(config.decoding)
+        decoding = decoding_changes(config.decoding)
         self._defaults = model.options.override(decoding)
         self._context: int | None = getattr(model.hf.config, "max_position_embeddings", None)
         model.hf.eval()  # a session leaves that to its owner, and nobody else uses this model

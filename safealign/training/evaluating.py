@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from dataclasses import asdict, dataclass
+from dataclasses import dataclass
 from functools import cached_property
 from pathlib import Path
 from typing import Any
@@ -13,7 +13,7 @@ from omegaconf.errors import OmegaConfBaseException
 from rich.console import Console
 from yaml import YAMLError
 
-from safealign.config.composing import compose, load_option, to_yaml
+from safealign.config.composing import decoding_changes, load_option, to_yaml
 from safealign.config.groups import DefenseConfig
 from safealign.config.roots import EvaluateConfig, TrainConfig
 from safealign.data.rendering import Renderer
@@ -47,7 +47,7 @@ def evaluate(config: EvaluateConfig, console: Console, command: str) -> Summary 
     export = Path(config.model.path)
     trained = read_run_config(export.parent / "config.yaml", config.offline)
     model = load(export, dtype=config.model.dtype, attn=config.model.attn, offline=config.offline)
-    ours = System(OURS, model, _changed_options(config))
+    ours = System(OURS, model, decoding_changes(config.decoding))
     shelf = Shelf(trained, model, export, console)
     title = f"{export.parent.name or export.name}: {config.suite.name} table"
     return _report(config, ours, shelf, _evidence(config, shelf), title, command, Path(str(config.run_dir)))
@@ -172,12 +172,6 @@ def _evidence(config: EvaluateConfig, shelf: Shelf) -> Evidence | None:
     shelf.console.print("rebuilding the training requests for the head's baselines (sampled texts come from the cache)")
     model, renderer = load_model(shelf.run)
     return shelf.evidence(prepare_data(shelf.run, model, renderer, shelf.console))
-
-
-def _changed_options(config: EvaluateConfig) -> dict[str, object]:
-    """Decoding keys that the command line set; everything else is the export's own."""
-    standard = asdict(compose([f"model={config.model.path}"], "evaluate").decoding)
-    return {key: value for key, value in asdict(config.decoding).items() if standard[key] != value}
 
 
 def read_run_config(path: Path, offline: bool = False) -> TrainConfig | None:

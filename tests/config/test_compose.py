@@ -12,6 +12,7 @@ import yaml
 
 import safealign
 from safealign.config import SourceConfig, TrainConfig, compose, conf_dir, load_option, to_yaml
+from safealign.config.composing import decoding_changes
 from safealign.config.groups import MixConfig, SamplingConfig
 from safealign.config.overrides import all_groups, groups_in, known_keys, options_of
 from safealign.config.roots import ROOTS
@@ -211,3 +212,10 @@ def test_decoding_keys_are_the_keywords_of_generate() -> None:
     options = DecodingOptions()
     values["stop"] = tuple(values["stop"])
     assert values == {key: getattr(options, key) for key in values}
+
+
+def test_decoding_changes_are_what_the_user_set_and_nothing_else() -> None:
+    """The group's defaults must not replace the schedule that an export's thresholds were calibrated under."""
+    config = compose(["model=x", "decoding.tau=2", "decoding.stop=[END]"], "chat")
+    assert decoding_changes(config.decoding) == {"tau": 2, "stop": ["END"]}
+    assert decoding_changes(compose(["model=x"], "serve").decoding) == {"seed": None}
