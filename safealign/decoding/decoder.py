@@ -151,9 +151,8 @@ class Run:
         self._waiting: deque[DecodedRow] = deque()
         self._logits: dict[DecodedRow, torch.Tensor] = {}
         self._newest: tuple[list[DecodedRow], torch.Tensor] = ([], torch.empty(0))
-        rules = self.rules
-        listen = self.options.safety and (rules.schedule.listens or rules.record)
-        self.engine.open(n_rows, longest, room, reach=rules.r2 + rules.r3, listen=listen)
+        listen = self.options.safety and (self.rules.schedule.listens or self.rules.record)
+        self.engine.open(n_rows, longest, room, reach=self._reach(), listen=listen)
 
     @property
     def busy(self) -> bool:
@@ -217,6 +216,13 @@ class Run:
 
     def admit(self) -> None:
         """Fills free rows from the queue and feeds their prompts."""
+    def _reach(self) -> int:
+        """How many of a row's newest tokens may be read again: a window while it is confirmed (r3 does not bind,
+        τ does), or what an inserted trigger follows.
+        """
+        trigger = self.decoder.policy.trigger_ids(mid_answer=True)
+        return max(self.rules.r2 + self.rules.tau, len(trigger) + 1)
+
         while self._waiting and len(self.live) < self.n_rows and (self.eager or len(self.live) <= self.n_rows * 3 // 4):
             count = min(len(self._waiting), self.n_rows - len(self.live))
             rows = [self._waiting.popleft() for _ in range(count)]

@@ -178,6 +178,15 @@ def test_an_intervention_implies_that_the_statistic_reached_theta(world: World, 
 
 
 def test_p0_does_not_depend_on_the_answer_given(world: World, with_options: Any) -> None:
+def test_what_is_remembered_follows_what_is_read(world: World, with_options: Any) -> None:
+    """A confirmation reaches past the alarm by τ - 1 at most, whatever r3 says; windows may be longer than usual."""
+    for changes, ring in (({"r3": 10**9}, 64), ({"r2": 200, "r3": 10**9}, 203)):
+        decoder = world.decoder(with_options(max_new_tokens=3, **changes), OFF)
+        decoder.decode(world.prompts()[:1], [0])
+        engine: Any = decoder.engine
+        assert engine._memory.ring == ring
+
+
     request = {"role": "user", "content": "Say it"}
     prefilled = [[request, {"role": "assistant", "content": text}] for text in ("Yes", "No, never", "A long one here")]
     prompts = world.prompts([[request], *prefilled])
