@@ -26,7 +26,7 @@ class Output:
     """An answer.
 
     `text`: what was generated (a caller's prefix is not part of it, nor a stop string). `refused`: the fixed refusal
-    was given, or the refusal matcher hits the generated text. `intervened_at`: the generated token after which the
+    was given, or the refusal matcher hits `text`. `intervened_at`: the generated token after which the
     rules stepped in (0: at the start), None if they did not. `p`: probability that the request is malicious, None
     without safety. `trace`: every evaluation of the safety token. `finish_reason`: `stop`, `length`, `refusal` or
     `cancelled`. `tokens`: the generated ids, end of turn included. `prompt_tokens`: rows of the rendered prompt.
@@ -142,9 +142,9 @@ class Session:
 
     def output_of(self, row: DecodedRow) -> Output:
         """The whole answer of a finished row."""
-        text = row_text(row, self._tokenizer, self._eos_ids)
+        text = row.stops.cut(row_text(row, self._tokenizer, self._eos_ids))
         return Output(
-            text=row.stops.cut(text),
+            text=text,
             refused=row.finish == REFUSED or self._matcher.refused(text),
             intervened_at=row.intervened_at,
             trace=tuple(row.trace),

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import re
+from collections import Counter
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field
 from typing import Any
@@ -109,32 +110,39 @@ class ChatTemplate:
 
 
 def _refuse_lost(messages: Sequence[Message], turns: Sequence[int]) -> None:
+    written = Counter(turns)
     for number, turn in enumerate(messages):
-        if turns.count(number) != 1:
-            fate = "leaves out" if number not in turns else "repeats"
+        if written[number] != 1:
+            fate = "repeats" if written[number] else "leaves out"
             raise DataError(
                 f"the chat template {fate} the text of turn {number + 1} ({turn.role}): "
                 "set model.chat_template to one that writes every turn once"
             )
 
 
-def _locate(
-    text: str, pieces: Sequence[str], contents: Sequence[tuple[int, str]]
-) -> tuple[Placed, ...] | None:
-    """Match `text` = piece, content, piece, …, where the template may have trimmed any content."""
+def _locate(text: str, pieces: Sequence[str], contents: Sequence[tuple[int, str]]) -> tuple[Placed, ...] | None:
+    """Match `text` = piece, content, piece, …, where the template may have trimmed any content.
 
-    def _match(at: int, index: int) -> tuple[Placed, ...] | None:
-        if not text.startswith(pieces[index], at):
-            return None
+    Depth first, untrimmed before trimmed; a place in both that led nowhere once is not tried again.
+    """
+    placed: list[Placed] = []
+    ahead: list[tuple[int, int, Placed | None]] = [(0, 0, None)]  # characters and contents matched, the newest of them
+    tried: set[tuple[int, int]] = set()
+    while ahead:
+        at, index, newest = ahead.pop()
+        if (at, index) in tried or not text.startswith(pieces[index], at):
+            continue
+        tried.add((at, index))
+        placed[max(0, index - 1) :] = [newest] if newest is not None else []
         at += len(pieces[index])
-        if index == len(contents):
-            return () if at == len(text) else None
-        turn, content = contents[index]
-        for written in dict.fromkeys(trim(content) for trim in _TRIMS):
-            end = at + len(written)
-            rest = _match(end, index + 1) if text.startswith(written, at) else None
-            if rest is not None:
-                return (Placed(turn, at, end, content.find(written)), *rest)
-        return None
+        if index < len(contents):
+            ahead += [(way.end, index + 1, way) for way in reversed(_ways(text, at, *contents[index]))]
+        elif at == len(text):
+            return tuple(placed)
+    return None
 
-    return _match(0, 0)
+
+def _ways(text: str, at: int, turn: int, content: str) -> list[Placed]:
+    """How turn `turn` can lie at `at`."""
+    written = dict.fromkeys(trim(content) for trim in _TRIMS)
+    return [Placed(turn, at, at + len(one), content.find(one)) for one in written if text.startswith(one, at)]

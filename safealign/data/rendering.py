@@ -2,8 +2,10 @@
 
 from __future__ import annotations
 
+from bisect import bisect_left, bisect_right
 from collections.abc import Mapping, Sequence
 from functools import cached_property
+from itertools import accumulate
 from typing import Any
 
 from safealign.data.chat_template import ChatTemplate, TemplateText
@@ -174,12 +176,12 @@ def _ids(tokens: Sequence[Token]) -> tuple[int, ...]:
 
 def _content_spans(text: TemplateText, tokens: Sequence[Token], contents: Sequence[Any]) -> tuple[Span, ...]:
     """Token spans of the placed contents: every token that stands for at least one of their characters."""
-    spans = []
-    for placed in contents:
-        rows = [i for i, token in enumerate(tokens) if token.end > placed.start and token.start < placed.end]
-        if rows and placed.end > placed.start:
-            spans.append(Span(rows[0], rows[-1] + 1))
-    return tuple(spans)
+    # Rising even where a tokenizer's offsets are not, so that each content is found by bisection.
+    ends = list(accumulate((token.end for token in tokens), max))
+    starts = list(accumulate((token.start for token in reversed(tokens)), min))[::-1]
+    spans = [Span(bisect_right(ends, placed.start), bisect_left(starts, placed.end)) for placed in contents]
+    filled = zip(spans, contents, strict=True)
+    return tuple(span for span, placed in filled if span.length and placed.end > placed.start)
 
 
 def _end_of_turn(

@@ -46,9 +46,9 @@ AttentionMaskInterface.register(NAME, sdpa_mask)
 
 @contextmanager
 def grouped(lm: Any) -> Iterator[None]:
-    """While open, a model with sdpa attention runs the grouped form; others are left alone."""
+    """While open, a model with sdpa attention over shared keys runs the grouped form; others are left alone."""
     config = lm.config
-    if config._attn_implementation != "sdpa":
+    if config._attn_implementation != "sdpa" or not _gains(config):
         yield
         return
     config._attn_implementation = NAME
@@ -56,3 +56,13 @@ def grouped(lm: Any) -> Iterator[None]:
         yield
     finally:
         config._attn_implementation = "sdpa"
+
+
+def _gains(config: Any) -> bool:
+    """Whether query heads share keys. Not for models with an indexer: under a name that its code does not know, the
+    keys that it chose are handed on instead of masked, and would be lost.
+    """
+    if any(name.startswith(("index", "sparse")) for name in vars(config)):
+        return False
+    heads, shared = getattr(config, "num_attention_heads", None), getattr(config, "num_key_value_heads", None)
+    return bool(heads and shared and shared < heads)

@@ -151,9 +151,8 @@ class Run:
         self._waiting: deque[DecodedRow] = deque()
         self._logits: dict[DecodedRow, torch.Tensor] = {}
         self._newest: tuple[list[DecodedRow], torch.Tensor] = ([], torch.empty(0))
-        rules = self.rules
-        listen = self.options.safety and (rules.schedule.listens or rules.record)
-        self.engine.open(n_rows, longest, room, reach=rules.r2 + rules.r3, listen=listen)
+        listen = self.options.safety and (self.rules.schedule.listens or self.rules.record)
+        self.engine.open(n_rows, longest, room, reach=self._reach(), listen=listen)
 
     @property
     def busy(self) -> bool:
@@ -185,9 +184,12 @@ class Run:
         self._waiting = deque(sorted(self._waiting, key=lambda row: -row.prompt.n_text))
 
     def cancel(self, row: DecodedRow) -> None:
-        """Takes a waiting or live row out; what it has said stands. A finished one stays as it is."""
+        """Takes a waiting or live row out; what it has shown stands, the rest is withdrawn. A finished one stays
+        as it is.
+        """
         if row.finish is not None:
             return
+        del row.tokens[row.shown :]
         if row in self._waiting:
             self._waiting.remove(row)
             row.finish = CANCELLED
@@ -199,7 +201,8 @@ class Run:
     def step(self) -> None:
         """Feeds and judges every live row's newest token, admits what waits, and gives every live row one more.
 
-        A token may be shown as soon as it is chosen: its own verdict can only withdraw what comes after it.
+        A token may be shown as soon as it is chosen: its own verdict can only withdraw what comes after it, or an
+        end of turn.
         """
         self._advance([row for row in self.live if row.unfed])
         self._retire()
@@ -212,6 +215,13 @@ class Run:
             return
         verdicts = self._feed([(row, self._probes(row)) for row in rows])
         self._react([(row, self._judge(row, found)) for row, found in zip(rows, verdicts, strict=True)])
+
+    def _reach(self) -> int:
+        """How many of a row's newest tokens may be read again: a window while it is confirmed (r3 does not bind,
+        τ does), or what an inserted trigger follows.
+        """
+        trigger = self.decoder.policy.trigger_ids(mid_answer=True)
+        return max(self.rules.r2 + self.rules.tau, len(trigger) + 1)
 
     # ---- the prompt ----------------------------------------------------------------------------------------
 
@@ -259,7 +269,8 @@ class Run:
         for row, token in zip(self.live, chosen, strict=True):
             row.tokens.append(token)
             row.stopped, row.unfed = row.stops.hit(row.tokens), True
-            row.shown = row.state.shown(len(row.tokens))
+            # An end of turn is the one token that its own verdict can take back: a refusal would take its place.
+            row.shown = row.state.shown(len(row.tokens) - self._ended(row))
             if self._final(row) and not self._probes(row):
                 self._finish(row, self._natural_end(row))
 

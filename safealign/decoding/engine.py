@@ -60,7 +60,7 @@ class CachedEngine:
 
     def open(self, n_rows: int, longest: int, room: int, *, reach: int = 0, listen: bool = False) -> None:
         """Starts a new batch of at most `n_rows`: prompts up to `longest` tokens, about `room` generated ones
-        each. `reach`: how far windows reach back; `listen`: whether the token head is read.
+        each. `reach`: how many of a row's newest tokens may be read again; `listen`: whether the token head is read.
         """
         self.rows = []
         self._cache = SlotCache(n_rows, SLOT_COLUMNS + longest + room)

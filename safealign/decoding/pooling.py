@@ -13,18 +13,18 @@ import torch
 from safealign.decoding.rows import Prompt
 from safealign.layout import SafetyRow, Span
 
-RING = 64  # newest response rows kept; windows and withdrawals reach back much less
+RING = 64  # newest response rows kept at least
 
 
 class BatchMemory:
-    """States at the head's depths, fp32, of up to `n_rows` rows; `reach`: how far a window may reach back.
+    """States at the head's depths, fp32, of up to `n_rows` rows; `reach`: how many of the newest may be read again.
 
     A response row is a caller's prefix's or a generated token's. Rows are named by their index in the cache, text rows
     by their position in the row's text.
     """
 
     def __init__(self, n_rows: int, reach: int = 0) -> None:
-        self.n_rows, self.ring = n_rows, max(RING, 2 * reach)
+        self.n_rows, self.ring = n_rows, max(RING, reach)
         self._prompts: list[Prompt | None] = [None] * n_rows
         self._lengths = [0] * n_rows
         self._states: torch.Tensor | None = None  # [rows, ring, depths, H]
@@ -90,6 +90,8 @@ class BatchMemory:
         for index, (at, row) in enumerate(self._pairs(rows, safety)):
             if row.last < self._first(at):
                 found[index] = self._last_content[at]
+            else:
+                self._check(at, row.last)
         return found
 
     @staticmethod
@@ -98,6 +100,8 @@ class BatchMemory:
 
     def _window_means(self, rows: Sequence[int], spans: Sequence[Span]) -> torch.Tensor:
         assert self._states is not None
+        for row, span in zip(rows, spans, strict=True):
+            self._check(row, span.start)
         longest, device = max(span.length for span in spans), self._states.device
         table = torch.tensor([[row, span.start, span.length] for row, span in zip(rows, spans, strict=True)])
         at, start, length = table.to(device).unbind(1)
@@ -125,9 +129,13 @@ class BatchMemory:
 
     def _newest(self, row: int, start: int, end: int) -> torch.Tensor:
         assert self._states is not None
+        self._check(row, start)
+        return self._states[row, torch.arange(start, end, device=self._states.device) % self.ring]
+
+    def _check(self, row: int, start: int) -> None:
+        """Refuses to read what newer states have taken the place of."""
         if self._lengths[row] - start > self.ring:
             raise ValueError(f"text row {start} is no longer remembered: only the newest {self.ring} are")
-        return self._states[row, torch.arange(start, end, device=self._states.device) % self.ring]
 
     def _prompt(self, row: int) -> Prompt:
         found = self._prompts[row]

@@ -82,8 +82,8 @@ class SlotCache(Cache):
         assert self._at is not None
         n, heads, q, d = states.shape
         buffer.view(-1, heads, d).index_copy_(0, self._at, states.transpose(1, 2).reshape(n * q, heads, d))
-        chosen = buffer[: self.n_rows] if self._rows is None else buffer[self._rows]
-        return chosen[:, : self._width].transpose(1, 2)
+        seen = buffer[:, : self._width]  # before rows are copied: a short row needs no long row's columns
+        return (seen[: self.n_rows] if self._rows is None else seen[self._rows]).transpose(1, 2)
 
     def _empty(self, states: torch.Tensor) -> torch.Tensor:
         return states.new_zeros(self.max_rows, self.capacity, states.shape[1], states.shape[3])

@@ -22,9 +22,9 @@ class StopStrings:
         return any(stop in tail for stop in self.stops)
 
     def cut(self, text: str) -> str:
-        """`text` up to its first stop string."""
-        found = [at for at in (text.find(stop) for stop in self.stops) if at >= 0]
-        return text[: min(found)] if found else text
+        """`text` up to the stop string that was complete first (the longest of them), as one who streams sees it."""
+        found = [(at + len(stop), at) for stop in self.stops if (at := text.find(stop)) >= 0]
+        return text[: min(found)[1]] if found else text
 
     def held(self, text: str) -> int:
         """How many characters at the end of `text` may be the beginning of a stop string."""

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import math
 from collections.abc import Callable, Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from typing import Any
 
 import torch
@@ -52,6 +52,9 @@ def calibrate_model(
         f"calibration: judging {len(units)} benign requests and answering {len(answered)} of them, interventions off"
     )
     prompts = [record.prompt for record in answered]
+    temperature = _temperature(*labelled, say)
+    # Set before anything is recorded: a θ_token given as a probability becomes a logit by the temperature.
+    model.thresholds = CalibratedThresholds(temperature=temperature)
     listening = _set_token_threshold(model, spread(prompts, _LISTENED), config)
     recordings = _record(model, prompts, config)
     # Half of them: the prefix's threshold has a budget of its own, undivided, which needs fewer units.
@@ -70,7 +73,6 @@ def calibrate_model(
     thresholds: dict[str, float | None] = {name: part.logit for name, part in found.thresholds.items()}
     thresholds["prefix"] = prefix.thresholds["prefix"].logit
     thresholds["token"] = listening["logit"] if listening else None
-    temperature = _temperature(*labelled, say)
     say(f"  {found.note}")
     card = found.to_dict() | {
         "prefix": prefix.to_dict(),
@@ -105,7 +107,7 @@ def _set_token_threshold(model: SafeModel, prompts: Sequence[Any], config: Train
         return {}
     rate = config.safety.calibration.wake_rate
     logit = sorted(stirs, reverse=True)[min(len(stirs) - 1, int(rate * len(stirs)))]
-    model.thresholds = CalibratedThresholds(token=logit)
+    model.thresholds = replace(model.thresholds or CalibratedThresholds(), token=logit)
     return {"logit": logit, "wake_rate": rate, "tokens": len(stirs)}
 
 

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import copy
+import time
 from functools import cache
 from typing import Any
 
@@ -11,7 +12,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from safealign.assets import model_path
-from safealign.data.chat_template import MAX_SKELETONS
+from safealign.data.chat_template import MAX_SKELETONS, ChatTemplate
 from safealign.data.records import Message
 from safealign.data.rendering import Renderer
 from safealign.errors import AssetError, DataError
@@ -277,12 +278,33 @@ def test_sentencepiece_like_content_is_never_control(text: str) -> None:
     assert render.tokenizer.decode(ids) == text
 
 
+def test_a_conversation_of_very_many_turns_is_rendered() -> None:
+    """No recursion over turns, and no work of turns × tokens: a client of the server chooses how many there are."""
+    turns = [Message(("user", "assistant")[i % 2], f"turn {i}") for i in range(3001)]
+    render = renderer("inst")
+    started = time.process_time()
+    rendered = render.render(turns)
+    assert time.process_time() - started < 8.0
+    found = [text_of(render, rendered, span).strip() for span in rendered.content]  # a space joins the first word
+    assert found == [turn.content for turn in turns]
+
+
+def test_contents_that_could_be_trimmed_in_many_ways_are_placed_or_refused_at_once() -> None:
+    """Every way of trimming every turn would be 2 to the power of 40."""
+    template = "{% for m in messages %}{{ m['content'] }}{% endfor %}."
+    crooked = "{% for m in messages %}{{ m['content'] }}{% endfor %}{{ messages[0]['content'] | length }}"
+    turns = [Message(("user", "assistant")[i % 2], "  ") for i in range(40)] + [Message("user", "a")]
+    assert len(ChatTemplate(tokenizer_with(template)).render(turns, False).contents) == 41
+    with pytest.raises(DataError, match="rewrites"):
+        ChatTemplate(tokenizer_with(crooked)).render(turns, False)
+
+
 def test_what_is_learned_of_a_template_does_not_fill_memory() -> None:
     render = Renderer(tiny_tokenizer())
     for n in range(MAX_SKELETONS + 10):
         roles = ["system" if n >> bit & 1 else "assistant" for bit in range(9)]
         render.render([*(Message(role, "a") for role in roles), Message("user", "a")])
-    assert 0 < len(render._template._skeletons) <= MAX_SKELETONS
+    assert 0 < len(render.template._skeletons) <= MAX_SKELETONS
 
 
 @pytest.mark.slow

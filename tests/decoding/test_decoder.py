@@ -101,6 +101,32 @@ def test_nothing_shown_is_ever_withdrawn(world: World, with_options: Any) -> Non
     assert withdrawn and seen == [row.tokens for row in rows]
 
 
+@pytest.mark.parametrize("dependency", ["medium", "high"])
+def test_an_end_of_turn_is_not_shown_while_a_refusal_may_take_its_place(
+    world: World, with_options: Any, dependency: str
+) -> None:
+    """An alarm raised by the end itself keeps all but the end: the refusal's first token stands where it stood."""
+    plain = world.decoder(with_options(safety=False), OFF, ()).decode(world.prompts()[:1], [0])[0]
+    decoder = world.decoder(with_options(dependency=dependency), OFF, [plain.tokens[0]])
+    decoder.rules = ScriptedRules.like(decoder.rules, 0, query_rate=0.0, window_rate=1.0, confirm_rate=1.0)
+    run, (row,) = decoder.start(world.prompts()[:1], [0])
+    run.step()
+    assert row.tokens == plain.tokens[:1] and row.shown == 0
+    run.step()
+    assert row.intervened_at == 0 and row.tokens[: row.shown] != plain.tokens[:1]
+
+
+def test_a_cancelled_answer_keeps_only_what_was_shown(world: World, with_options: Any) -> None:
+    decoder = world.decoder(with_options(), OFF, ())
+    decoder.rules = ScriptedRules.like(decoder.rules, 0, query_rate=0.0, window_rate=1.0, confirm_rate=1.0)
+    run, (row,) = decoder.start(world.prompts()[:1], [0])
+    for _ in range(3):
+        run.step()
+    assert (row.state.state, row.shown, len(row.tokens)) == ("pending", 1, 3)
+    run.cancel(row)
+    assert row.finish == "cancelled" and len(row.tokens) == row.shown == 1
+
+
 def test_the_first_token_is_shown_before_it_is_fed(world: World, with_options: Any) -> None:
     """Its own verdict can only withdraw what comes after it, so nobody waits for that."""
     run, rows = world.decoder(with_options(), OFF, ()).start(world.prompts()[:2], [0, 1])
@@ -150,6 +176,15 @@ def test_ten_thousand_tokens_do_not_grow_beyond_the_cache(world: World, with_opt
         if len(rows[0].tokens) in (200, 9_990):
             sizes.append(sum(t.numel() for t in vars(engine._memory).values() if isinstance(t, torch.Tensor)))
     assert len(rows[0].tokens) == 10_000 and len(sizes) == 2 and sizes[0] == sizes[1]
+
+
+def test_what_is_remembered_follows_what_is_read(world: World, with_options: Any) -> None:
+    """A confirmation reaches past the alarm by τ - 1 at most, whatever r3 says; windows may be longer than usual."""
+    for changes, ring in (({"r3": 10**9}, 64), ({"r2": 200, "r3": 10**9}, 203)):
+        decoder = world.decoder(with_options(max_new_tokens=3, **changes), OFF)
+        decoder.decode(world.prompts()[:1], [0])
+        engine: Any = decoder.engine
+        assert engine._memory.ring == ring
 
 
 @pytest.mark.parametrize("schedule", ["every", "periodic", "annealing"])

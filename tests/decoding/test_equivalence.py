@@ -65,6 +65,15 @@ def test_intervention_in_mid_answer(world: World, with_options: Any, dependency:
     assert sum((row.intervened_at or 0) > 1 for row in rows) >= 3
 
 
+def test_a_trigger_longer_than_what_is_usually_remembered(world: World, with_options: Any) -> None:
+    """Its tokens come after those that the intervention's refresh row judges."""
+    options = with_options(trigger="Sorry no " * 10, max_new_tokens=100)
+    rates = {"query_rate": 0.0, "prefix_rate": 0.0, "window_rate": 0.3, "confirm_rate": 1.0}
+    rows = check(world, options, 11, **rates)
+    assert len(world.renderer.trigger_ids(options.trigger, mid_answer=True)) > 64
+    assert sum((row.intervened_at or 0) > 0 for row in rows) >= 1
+
+
 @pytest.mark.parametrize("dependency", ["low", "medium"])
 def test_refused_from_the_start(world: World, with_options: Any, dependency: str) -> None:
     options = with_options(dependency=dependency, r1=14, max_new_tokens=20)

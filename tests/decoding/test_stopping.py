@@ -2,14 +2,19 @@
 
 from __future__ import annotations
 
+from typing import Any
+
 import pytest
 from hypothesis import given
 from hypothesis import strategies as st
+from scripted import ScriptedRules
 from worlds import World
 
+from safealign.decoding import CalibratedThresholds, Run
 from safealign.decoding.stopping import StopFilter, StopStrings
 from safealign.model import SafeModel
 from safealign.modeling.tiny import tiny_tokenizer
+from safealign.session import Output, Session
 
 TOKENIZER = tiny_tokenizer()
 LETTERS = st.text("ab€", max_size=12)
@@ -27,6 +32,12 @@ def test_streamed_pieces_join_to_the_cut_text(text: str, stops: list[str], data:
         rest = rest[size:]
     assert shown + filtered.finish() == found.cut(text)
     assert not any(stop in found.cut(text) for stop in stops)
+
+
+def test_the_stop_string_that_is_complete_first_cuts() -> None:
+    """Not the one that begins first: that would take back what was streamed."""
+    assert StopStrings(TOKENIZER, ["a", "baa"]).cut("baa") == "b"
+    assert StopStrings(TOKENIZER, ["aa", "baa"]).cut("baab") == ""
 
 
 @given(text=LETTERS, stops=STOPS)
@@ -51,3 +62,33 @@ def test_an_answer_ends_before_its_stop_string(world: World, schedule: str) -> N
     events = list(model.stream(messages, max_new_tokens=40, stop=[stop], **options))
     assert "".join(event.text for event in events) == out.text
     assert events[-1].output is not None and events[-1].output.text == out.text
+
+
+def _refusing(world: World, options: Any, eos: Any, **own: Any) -> tuple[str, Output]:
+    """Streamed text and output of an answer whose every window raises an alarm."""
+    decoder = world.decoder(options, CalibratedThresholds(), eos, tokenizer=TOKENIZER)
+    decoder.rules = ScriptedRules.like(decoder.rules, 0, query_rate=0.0, window_rate=1.0, confirm_rate=1.0)
+    session = Session(Run(decoder, 1, 8, 8), TOKENIZER, decoder.eos_ids)
+    answer, text = session.submit(world.prompts()[0], **own), ""
+    while session.busy:
+        text += "".join(event.text for _, event in session.step())
+    assert answer.output is not None
+    return text, answer.output
+
+
+@pytest.mark.parametrize("after", [0, 1, 2])
+def test_a_refusal_in_place_of_an_end_of_turn_is_streamed_whole(world: World, with_options: Any, after: int) -> None:
+    options = with_options(max_new_tokens=12)
+    plain = world.decoder(with_options(safety=False), CalibratedThresholds(), ()).decode(world.prompts()[:1], [0])
+    text, out = _refusing(world, options, [plain[0].tokens[after]])
+    assert out.intervened_at in (0, 1)
+    assert text == out.text and options.trigger in text
+
+
+def test_refused_speaks_of_the_text_that_is_returned(world: World, with_options: Any) -> None:
+    """A stop string in the inserted trigger takes the refusal out of the text."""
+    whole = _refusing(world, with_options(), ())[1]
+    text, out = _refusing(world, with_options(), (), stop=("\n\n",))
+    assert whole.refused and whole.intervened_at == out.intervened_at == 1
+    assert text == out.text and "Sorry" not in text
+    assert not out.refused
