@@ -77,8 +77,10 @@ class Explanation:
 def _was_withdrawn(entry: Evaluation, output: Output) -> bool:
     """Whether it judged tokens that were taken back: windows past S. `low` keeps them (its refresh covers them)."""
     at = output.intervened_at
-    if at is None or entry.span is None or entry.kind not in _OVER_TEXT:
+    if entry.span is None or entry.kind not in _OVER_TEXT:
         return False
+    if at is None:  # only a cancelled answer takes anything back without an intervention
+        return entry.span[1] > len(output.tokens)
     kept = max([at, *(e.span[1] for e in output.trace if e.span and e.kind == ProbeKind.REFRESH)])
     return entry.span[1] > kept
 

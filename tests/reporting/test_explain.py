@@ -55,6 +55,19 @@ def test_an_intervention_and_what_it_took_back_are_marked(dependency: str, withd
     assert found.last >= max(entry.span[1] for entry in out.trace if entry.span)
 
 
+def test_what_a_cancelled_answer_had_not_shown_is_marked_too() -> None:
+    model = build(HITS)
+    session = model.session(1, schedule="periodic", interval=5)
+    answer = session.submit(model.prompts([HELLO])[0])
+    for _ in range(7):
+        session.step()
+    session.cancel(answer)
+    session.events()
+    assert answer.output is not None and len(answer.output.tokens) == 5
+    found = Explanation.of(answer.output, model.tokenizer)
+    assert [entry.position for entry in found.withdrawn] == [6] and max(found.newest()) == 5
+
+
 def test_a_refused_request_is_marked_at_the_start() -> None:
     out, found, text = explained({"query": -1e3, "window": 1e3, "prefix": None}, max_new_tokens=20)
     assert out.intervened_at == 0 and "intervened at token 0" in text
