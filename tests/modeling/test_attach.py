@@ -135,6 +135,23 @@ def test_arming_twice_is_an_error_and_an_exception_disarms(build, probe) -> None
         pass
 
 
+@pytest.mark.parametrize("gate", [True, False])
+def test_the_last_row_comes_whole_and_in_one_piece(build, gate: bool) -> None:
+    """Of a slice, matmul with frozen weights expands the vocabulary's matrix for each sequence."""
+    built = build()
+    n = 5
+    allowed = torch.ones(2, 1, n + 1, n + 1).tril()
+    mask = (1.0 - allowed) * torch.finfo(torch.float32).min
+    positions = torch.arange(n + 1).expand(2, -1)
+    ids = torch.arange(3, 3 + 2 * n).reshape(2, n)
+    found = []
+    for last_only in (False, True):
+        with built.parts.armed(RowPlan(1, mask, positions, capture=gate, last_only=last_only)):
+            found.append(built.parts.decoder(input_ids=ids, use_cache=False).last_hidden_state)
+    assert found[1].is_contiguous() and found[1].shape[1] == 1
+    torch.testing.assert_close(found[1], found[0][:, -1:])
+
+
 @pytest.fixture
 def batch(build) -> Any:
     """A model with a batch of two prompts that differ in length."""
