@@ -39,7 +39,8 @@ def test_a_cascade_is_recorded_with_the_threshold_that_it_is_deployed_with(theta
     options = DecodingOptions(schedule="cascade", theta_token=theta_token)
     model: Any = RecordedModel(options)
     units = [Record((Message("user", f"question {i}"),), label="benign") for i in range(40)]
-    settings = SimpleNamespace(answered=20, budget=0.2, error_probability=0.2, wake_rate=0.05, max_new_tokens=8)
+    values = {"answered": 20, "budget": 0.2, "window_share": 0.5, "error_probability": 0.2, "wake_rate": 0.05}
+    settings = SimpleNamespace(**values, max_new_tokens=8)
     config: Any = SimpleNamespace(safety=SimpleNamespace(calibration=settings), seed=0)
     found = calibrate_model(model, units, VERDICTS, config, lambda line: None)
     assert found.temperature > 1.0
