@@ -12,7 +12,7 @@ from safealign.modeling.precision import serving_dtype
 from safealign.modeling.safety_token import HeadSettings
 from safealign.modeling.tiny import tiny_tokenizer
 
-HEAD = HeadSettings((0.4, 0.5, 0.6), ("row", "mean", "last"), True, (0.6,))
+HEAD = HeadSettings((0.5, 0.7, 0.9), ("row", "mean", "last"), True, (0.6,))
 
 
 def load_subject(name: str) -> SafeModel:

@@ -37,17 +37,17 @@ from safealign.training.pipeline import load_model, prepare_data
 
 DEPTHS = (0.3, 0.4, 0.5, 0.6, 0.7, 0.8, 0.9, 1.0)
 POOLS = ("row", "mean", "last")
-CHOSEN_DEPTHS, CHOSEN_POOLS = (0.4, 0.5, 0.6), ("row", "mean", "last")
+CHOSEN_DEPTHS, CHOSEN_POOLS = (0.5, 0.7, 0.9), ("row", "mean", "last")
 PENALTIES = (0.02, 0.1, 0.5, 2.0, 10.0)
 
 
 def read_outs() -> dict[str, tuple[tuple[float, ...], tuple[str, ...]]]:
     """The read-outs to compare: the chosen one first, then one factor changed at a time."""
     found: dict[str, tuple[tuple[float, ...], tuple[str, ...]]] = {
-        "chosen: 0.4 0.5 0.6, row mean last": (CHOSEN_DEPTHS, CHOSEN_POOLS)
+        "chosen: 0.5 0.7 0.9, row mean last": (CHOSEN_DEPTHS, CHOSEN_POOLS)
     }
     found |= {f"depth {depth:g} alone": ((depth,), CHOSEN_POOLS) for depth in DEPTHS}
-    found |= {"depths 0.5 0.7 0.9": ((0.5, 0.7, 0.9), CHOSEN_POOLS)}
+    found |= {"depths 0.4 0.5 0.6": ((0.4, 0.5, 0.6), CHOSEN_POOLS)}
     found |= {"depths 0.4 0.5 0.6 0.9": ((0.4, 0.5, 0.6, 0.9), CHOSEN_POOLS)}
     for pools in (("row",), ("mean",), ("last",), ("row", "mean"), ("mean", "last")):
         found[f"pool {' '.join(pools)}"] = (CHOSEN_DEPTHS, pools)
