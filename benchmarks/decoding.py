@@ -229,15 +229,14 @@ def peak_memory() -> int:
 
 
 def show(case: Case, figures: dict[str, dict[str, float]], console: Console) -> None:
-    """One case's table."""
-    table = Table("system", "time ratio", "quartiles", "first token", "tokens/s", "slowest 5 %", "peak MB")
+    """One case's table: times relative to `hf.generate`, tokens a second at the median and in the slowest 5 %."""
+    table = Table("system", "time (quartiles)", "first token", "tokens/s", "slowest", "MB")
     table.title, table.title_justify = case.name, "left"
     for name, row in figures.items():
         table.add_row(
             name,
-            f"{row['ratio']:.3f}",
-            f"{row['ratio_low']:.3f}–{row['ratio_high']:.3f}",
-            f"{row['first_ratio']:.3f}",
+            f"{row['ratio']:.2f} ({row['ratio_low']:.2f}–{row['ratio_high']:.2f})",
+            f"{row['first_ratio']:.2f}",
             f"{row['tokens_per_second_p50']:.1f}",
             f"{row['tokens_per_second_p95_slowest']:.1f}",
             f"{row['peak_mb']:.0f}",

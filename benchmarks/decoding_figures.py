@@ -16,14 +16,14 @@ def draw(report: dict[str, Any], path: Path) -> None:
     for name, systems in report["cases"].items():
         kind, batch, prompt = name.split(", ")
         panels.setdefault(f"{kind}, {prompt} tokens", {})[batch] = systems
-    figure = Figure(figsize=(4.8 * max(1, len(panels)), 4.2), layout="constrained")
+    figure = Figure(figsize=(max(7.5, 4.8 * len(panels)), 4.6), layout="constrained")
     axes = figure.subplots(1, len(panels), squeeze=False, sharey=True)[0]
     for axis, (title, cases) in zip(axes, panels.items(), strict=True):
         _panel(axis, title, cases)
     axes[0].set_ylabel("time of a step, relative to hf.generate")
     handles, labels = axes[0].get_legend_handles_labels()
     figure.legend(handles, labels, loc="outside lower center", ncols=4, fontsize=8)
-    figure.suptitle(f"{report['model']} ({report['dtype']}) on {report['machine']}", fontsize=9)
+    figure.suptitle(f"{report['model']}\n{report['dtype']}, {report['machine']}", fontsize=9)
     figure.savefig(path, dpi=150)
 
 
