@@ -28,6 +28,7 @@ from rich.table import Table
 
 from benchmarks.decoding_figures import draw
 from benchmarks.decoding_models import load_subject
+from benchmarks.peak_memory import peak_memory, reset_peak
 from safealign.decoding import CachedEngine, CalibratedThresholds, Decoder, DecodingOptions, Prompt, Run
 from safealign.evaluation.job import machine
 from safealign.files import write_text
@@ -204,28 +205,6 @@ def now() -> float:
     if torch.cuda.is_available():
         torch.cuda.synchronize()
     return time.perf_counter()
-
-
-def reset_peak() -> None:
-    """Starts counting peak memory anew (on Linux, or on a GPU)."""
-    if torch.cuda.is_available():
-        torch.cuda.reset_peak_memory_stats()
-        return
-    try:
-        Path("/proc/self/clear_refs").write_text("5", encoding="ascii")
-    except OSError:
-        return
-
-
-def peak_memory() -> int:
-    """Peak bytes since `reset_peak`: of the GPU, or the process's resident set."""
-    if torch.cuda.is_available():
-        return torch.cuda.max_memory_allocated()
-    try:
-        status = Path("/proc/self/status").read_text(encoding="ascii")
-    except OSError:
-        return 0
-    return next((int(line.split()[1]) * 1024 for line in status.splitlines() if line.startswith("VmHWM")), 0)
 
 
 def show(case: Case, figures: dict[str, dict[str, float]], console: Console) -> None:

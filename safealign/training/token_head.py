@@ -33,7 +33,7 @@ def fit_token_head(
     is the L2 per text.
     """
     head = parts.token_head
-    chosen = [(example, rows) for example in answered if (rows := _labelled_rows(example))]
+    chosen = [(example, rows) for example in answered if (rows := labelled_rows(example))]
     if head is None or not chosen:
         return False
     labels = torch.tensor([float(example.token_labels[row]) for example, rows in chosen for row in rows])
@@ -64,7 +64,8 @@ def fit_linear(head: SafetyHead, features: torch.Tensor, labels: torch.Tensor, l
     head.set_linear(probe.weight.float(), float(probe.bias))
 
 
-def _labelled_rows(example: Example) -> list[int]:
+def labelled_rows(example: Example) -> list[int]:
+    """The rows read of an answer: at most about twelve of its labelled tokens, evenly spaced."""
     rows = [row for row, label in enumerate(example.token_labels) if label != IGNORED]
     step = max(1, len(rows) // _PER_ANSWER)
     return rows[step - 1 :: step]

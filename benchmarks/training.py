@@ -1,0 +1,232 @@
+"""What does the safety objective cost in training? TRL's own trainer and ours on the same batches, in one run.
+
+    python -m benchmarks.training [steps=12] [rounds=3] [overrides of +recipe=llama_lora …]
+
+trains each system for `steps` steps from the same weights on the same examples in the same order, `rounds` times with
+the systems interleaved: TRL's SFTTrainer; ours at λ = 0 without safety rows; ours with the request's row alone (K = 0)
+and with K = 4 and 8 windows. Prints a table and writes `run_dir/training.json` and `training.png`. Ratios are taken
+within a round; the first step of each training, which warms up, is left out.
+"""
+
+from __future__ import annotations
+
+import json
+import random
+import statistics
+import sys
+import time
+from collections.abc import Sequence
+from dataclasses import dataclass, field, replace
+from functools import partial
+from pathlib import Path
+from typing import Any
+
+import torch
+from datasets import Dataset
+from rich.console import Console
+from rich.table import Table
+from transformers import PrinterCallback, TrainerCallback
+from trl import SFTTrainer
+
+from benchmarks.peak_memory import peak_memory, reset_peak
+from benchmarks.training_figures import draw
+from safealign.commands import run_command
+from safealign.config.roots import TrainConfig
+from safealign.data.rendering import Renderer
+from safealign.evaluation.job import machine
+from safealign.files import write_text
+from safealign.layout import Layout
+from safealign.training.examples import IGNORED, Example
+from safealign.training.memory import release
+from safealign.training.pipeline import load_model, prepare_data
+from safealign.training.prepare import TrainingData
+from safealign.training.run import adapter_config, attach_from, build_trainer, trainer_arguments
+from safealign.training.sft import LENGTH_KEY
+
+PLAIN, BARE = "TRL's SFTTrainer", "ours, λ = 0"
+PROBES = (0, 4, 8)
+
+
+@dataclass
+class Measured:
+    """All rounds of one system: median seconds of a step, peak bytes, and the loss curve (the same each round)."""
+
+    seconds: list[float] = field(default_factory=list)
+    peaks: list[int] = field(default_factory=list)
+    losses: list[float] = field(default_factory=list)
+
+    def figures(self, tokens: float, plain: Measured, bare: Measured) -> dict[str, Any]:
+        """Ratios within rounds; `tokens` is the number of text tokens of a step."""
+        to_plain = [b / a for a, b in zip(self.seconds, plain.seconds, strict=True)]
+        to_bare = [a / b for a, b in zip(self.seconds, bare.seconds, strict=True)]
+        return {
+            "tokens_per_second": tokens / statistics.median(self.seconds),
+            "speed_to_trl": statistics.median(to_plain),
+            "time_to_bare": statistics.median(to_bare),
+            "time_to_bare_range": [min(to_bare), max(to_bare)],
+            "peak_mb": max(self.peaks) / 2**20,
+            "peak_to_bare": max(self.peaks) / max(bare.peaks),
+            "losses": self.losses,
+        }
+
+
+class Watch(TrainerCallback):  # type: ignore[misc]
+    """Seconds of every step."""
+
+    def __init__(self) -> None:
+        self.seconds: list[float] = []
+        self._started = 0.0
+
+    def on_step_begin(self, *args: Any, **kwargs: Any) -> None:
+        """Starts the clock."""
+        self._started = time.perf_counter()
+
+    def on_step_end(self, *args: Any, **kwargs: Any) -> None:
+        """Stops it once the device is done."""
+        if torch.cuda.is_available():
+            torch.cuda.synchronize()
+        self.seconds.append(time.perf_counter() - self._started)
+
+
+@dataclass(frozen=True)
+class Bench:
+    """What every system trains on."""
+
+    config: TrainConfig
+    renderer: Renderer
+    examples: list[Example]
+
+    def system(self, name: str) -> Any:
+        """A trainer on freshly loaded weights; the seed makes adapters and order alike."""
+        model, _ = load_model(self.config)
+        torch.manual_seed(self.config.seed)
+        if name == PLAIN:
+            return plain_trainer(self, model)
+        examples = [with_probes(e, None if name == BARE else int(name.split("=")[1])) for e in self.examples]
+        config = self.config
+        if name == BARE:
+            config = replace(config, safety=replace(config.safety, lambda_cls=0.0))
+        parts = attach_from(config, model, self.renderer)
+        torch.manual_seed(self.config.seed)
+        data = TrainingData(examples, [], [], [], [], [])
+        trainer = build_trainer(config, model, self.renderer, data, parts, Console(quiet=True))
+        # By text alone: the order must not depend on how many safety rows there are.
+        others = trainer.train_dataset.remove_columns(LENGTH_KEY)
+        trainer.train_dataset = others.add_column(LENGTH_KEY, lengths(examples))
+        return trainer
+
+
+def main(config: TrainConfig, steps: int, rounds: int) -> None:
+    """Runs every system in every round, writing what is there after each round."""
+    console, folder = Console(), Path(config.run_dir)
+    bench = prepare_bench(config, steps, console)
+    names = [PLAIN, BARE, *(f"ours, K={k}" for k in PROBES)]
+    found = {name: Measured() for name in names}
+    shuffler = random.Random(config.seed)
+    for number in range(rounds):
+        for name in shuffler.sample(names, len(names)):
+            console.print(f"round {number + 1} of {rounds}: {name}", highlight=False)
+            train_once(bench, name, found[name])
+        tokens = sum(lengths(bench.examples)) / steps
+        rows = {name: m.figures(tokens, found[PLAIN], found[BARE]) for name, m in found.items()}
+        report = {"machine": machine(), "model": config.model.path, "steps": steps, "rounds": number + 1}
+        report |= {"batch": config.trainer.batch_size, "tokens_of_a_step": tokens, "systems": rows}
+        write_text(folder / "training.json", json.dumps(report, indent=2) + "\n")
+        draw(report, folder / "training.png")
+    show(rows, console)
+    console.print(f"written: {folder / 'training.json'}, training.png", highlight=False)
+
+
+def prepare_bench(config: TrainConfig, steps: int, console: Console) -> Bench:
+    """As many of the recipe's examples as `steps` take: those that train the language model, with windows enough."""
+    model, renderer = load_model(config)
+    data = prepare_data(config, model, renderer, console)
+    answered = [e for e in data.train if any(label != IGNORED for label in e.labels)]
+    answered.sort(key=lambda example: -len(probes(example.layout)))
+    wanted = steps * config.trainer.batch_size
+    if len(answered) < wanted:
+        raise SystemExit(f"{steps} steps take {wanted} answers, the data has {len(answered)}: ask for fewer steps")
+    return Bench(config, renderer, answered[:wanted])
+
+
+def with_probes(example: Example, k: int | None) -> Example:
+    """The example with its request's row and `k` windows, or with no safety row (None); text then sees none."""
+    layout = example.layout
+    if k is None:
+        return replace(example, layout=Layout(layout.n_text, (), (-1,) * layout.n_text, layout.last_query))
+    kept = (layout.safety[0], *probes(layout)[:k])
+    sees = tuple(min(version, 0) for version in layout.sees)
+    return replace(example, layout=replace(layout, safety=kept, sees=sees))
+
+
+def probes(layout: Layout) -> tuple[Any, ...]:
+    """All safety rows but the request's."""
+    return layout.safety[1:]
+
+
+def plain_trainer(bench: Bench, model: Any) -> SFTTrainer:
+    """TRL's own trainer and collator, with the same arguments and the same adapter."""
+    rows = {
+        "input_ids": [list(example.input_ids) for example in bench.examples],
+        "labels": [list(example.labels) for example in bench.examples],
+        LENGTH_KEY: lengths(bench.examples),
+    }
+    parts = attach_from(bench.config, model, bench.renderer)
+    peft = adapter_config(bench.config, parts)
+    peft.modules_to_save = None
+    parts.detach()
+    trainer = SFTTrainer(
+        model=model,
+        args=trainer_arguments(bench.config, len(bench.examples), False),
+        train_dataset=Dataset.from_dict(rows),
+        processing_class=bench.renderer.tokenizer,
+        peft_config=peft,
+    )
+    trainer.remove_callback(PrinterCallback)
+    return trainer
+
+
+def lengths(examples: Sequence[Example]) -> list[int]:
+    """Text tokens of each example."""
+    return [len(example.input_ids) for example in examples]
+
+
+def train_once(bench: Bench, name: str, into: Measured) -> None:
+    """One training of one system."""
+    trainer, watch = bench.system(name), Watch()
+    trainer.add_callback(watch)
+    reset_peak()
+    trainer.train()
+    into.seconds.append(statistics.median(watch.seconds[1:]))
+    into.peaks.append(peak_memory())
+    into.losses = [entry["loss"] for entry in trainer.state.log_history if "loss" in entry]
+    del trainer
+    release()
+
+
+def show(rows: dict[str, dict[str, Any]], console: Console) -> None:
+    """The table: tokens a second, and what the safety rows cost."""
+    table = Table("system", "tokens/s", "speed / TRL's", "step / λ = 0", "range", "MB", "first loss", "last")
+    for name, row in rows.items():
+        low, high = row["time_to_bare_range"]
+        ends = (f"{row['losses'][0]:.4f}", f"{row['losses'][-1]:.4f}")
+        ratios = (f"{row['speed_to_trl']:.2f}", f"{row['time_to_bare']:.2f}", f"{low:.2f}–{high:.2f}")
+        table.add_row(name, f"{row['tokens_per_second']:.0f}", *ratios, f"{row['peak_mb']:.0f}", *ends)
+    console.print(table)
+
+
+def taken(arguments: list[str], name: str, default: int) -> int:
+    """Takes `name=N` out of the arguments."""
+    found = [argument for argument in arguments if argument.startswith(f"{name}=")]
+    for argument in found:
+        arguments.remove(argument)
+    return int(found[-1].split("=")[1]) if found else default
+
+
+if __name__ == "__main__":
+    typed = sys.argv[1:]
+    steps, rounds = taken(typed, "steps", 12), taken(typed, "rounds", 3)
+    fixed = [f"trainer.max_steps={steps}", "trainer.logging_steps=1", f"safety.windows.per_answer={max(PROBES)}"]
+    fixed += ["safety.gate.closed_share=0", "safety.recovery_share=0"]
+    arguments = ["+recipe=llama_lora", "run_dir=outputs/training", *fixed, *typed]
+    sys.exit(run_command(partial(main, steps=steps, rounds=rounds), argv=arguments))
