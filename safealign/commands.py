@@ -30,8 +30,9 @@ from rich.markup import escape
 from safealign.config.composing import examine, refuse, to_object, to_yaml
 from safealign.config.overrides import conf_dir, explain, problems_of_overrides, write_out
 from safealign.config.roots import EvaluateConfig, register
-from safealign.errors import ConfigError, SafealignError
+from safealign.errors import ConfigError, RankError, SafealignError
 from safealign.files import write_text
+from safealign.ranks.world import adopt_slurm, is_main_process, read_world, world_size
 
 USER_ERROR, INTERRUPTED = 2, 130
 
@@ -43,16 +44,21 @@ def run_command(
     argv: Sequence[str] | None = None,
     record: bool = True,
     tolerant: bool = False,
+    many_ranks: bool = False,
 ) -> int:
     """Compose the config from `argv` (default: the process's), call `main(config)`, return the exit status.
 
     `config_name`: the root config in `conf/`; `main` gets its dataclass (`TrainConfig`, `EvaluateConfig`, …).
     `record`: write the resolved config into the run directory before `main` starts (rank 0 only).
     `tolerant`: call `main(config, problems)` even when the config has mistakes; `config` may then be None.
+    `many_ranks`: may be started in several processes of one job; any other command is refused there.
     Statuses: what `main` returns (None is 0), 2 after a SafealignError, 130 after Ctrl-C.
     """
     arguments = _without_launcher_flags(sys.argv[1:] if argv is None else argv)
     try:
+        adopt_slurm()
+        if world_size() > 1 and not many_ranks:
+            raise RankError("this command runs in one process: start it without torchrun, deepspeed or srun")
         parsed = get_args_parser().parse_args(arguments)
         if parsed.config_name or parsed.config_path:
             raise ConfigError(
@@ -63,16 +69,24 @@ def run_command(
         return _through_hydra(main, config_name, arguments, parsed, record)
     except SafealignError as error:
         console = Console(stderr=True, soft_wrap=True, highlight=False)
-        console.print(f"[bold red]error:[/] {escape(str(error))}")
+        console.print(f"{_tag()}[bold red]error:[/] {escape(str(error))}")
         return USER_ERROR
     except KeyboardInterrupt:
         Console(stderr=True).print("[yellow]interrupted[/]")
         return INTERRUPTED
+    except Exception:
+        if _tag():
+            print(f"{_tag()}stopped by an error that it did not expect:", file=sys.stderr)
+        raise
 
 
-def is_main_process() -> bool:
-    """Is this rank 0, or the only process?"""
-    return int(os.environ.get("RANK", os.environ.get("LOCAL_RANK", "0"))) == 0
+def _tag() -> str:
+    """Which of several processes speaks; nothing where there is one."""
+    try:
+        world = read_world()
+    except SafealignError:
+        return f"rank {os.environ.get('RANK', '?')}: "
+    return f"{world.name}: " if world.size > 1 else ""
 
 
 def _run(

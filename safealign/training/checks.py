@@ -5,16 +5,19 @@ from __future__ import annotations
 import re
 from collections.abc import Sequence
 from dataclasses import asdict
+from importlib.util import find_spec
 from typing import Any
 
 from safealign.config.composing import load_option
 from safealign.config.fields import suggestion
+from safealign.config.overrides import options_of
 from safealign.config.roots import TrainConfig
 from safealign.data.records import BENIGN, LABELS, Record
 from safealign.data.styles import STYLES
 from safealign.decoding.options import CALIBRATED, DecodingOptions
 from safealign.errors import ConfigError, SafealignError
 from safealign.modeling.safety_token import HeadSettings
+from safealign.ranks import world_size
 
 THETAS = ("theta_query", "theta_window", "theta_prefix")
 
@@ -27,6 +30,7 @@ def config_problems(config: TrainConfig) -> list[str]:
         *_window_problems(config),
         *_style_problems(config),
         *_table_problems(config),
+        *_rank_problems(config),
     ]
 
 
@@ -143,6 +147,22 @@ def _table_problems(config: TrainConfig) -> list[str]:
             DecodingOptions().override(dict(changes))
         except (SafealignError, TypeError, ValueError) as error:
             problems.append(f"suite.ablations.{name}: {error}")
+    return problems
+
+
+def _rank_problems(config: TrainConfig) -> list[str]:
+    """What several processes, or DeepSpeed in one, cannot do."""
+    problems = []
+    if config.deepspeed.config is not None and find_spec("deepspeed") is None:
+        how = "pip install -c constraints.txt -e '.[deepspeed]'"
+        problems.append(f"deepspeed={config.deepspeed.name} needs the package deepspeed: {how}, or set deepspeed=none")
+    if config.suite.name != "none" and (world_size() > 1 or config.deepspeed.config is not None):
+        problems += [
+            f"baselines: {name} is trained by one process without DeepSpeed: leave it out here, and afterwards run "
+            f"python -m safealign.evaluate model={config.run_dir}/export baselines=[{name}]"
+            for name in config.baselines
+            if name in options_of("defense") and load_option("defense", name).kind == "trained"
+        ]
     return problems
 
 

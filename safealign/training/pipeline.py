@@ -24,6 +24,7 @@ from safealign.modeling.exporting import export_model, merged
 from safealign.modeling.features import layout_logits
 from safealign.modeling.loading import TINY_NAME, load_base
 from safealign.modeling.precision import serving_dtype, weights_as
+from safealign.ranks import current
 from safealign.session import Conversation
 from safealign.training.calibrating import CalibrationResult, calibrate_model
 from safealign.training.cards import write_card
@@ -41,8 +42,11 @@ class Built:
     data: TrainingData
 
 
-def build(config: TrainConfig, console: Console) -> Built:
-    """Runs every stage up to the export. Raises ConfigError for settings that cannot work together."""
+def build(config: TrainConfig, console: Console) -> Built | None:
+    """Runs every stage up to the export; on the ranks after the first up to the end of training, and None.
+
+    Raises ConfigError for settings that cannot work together.
+    """
     refuse(config_problems(config))
     if config.trainer.threads:
         torch.set_num_threads(config.trainer.threads)
@@ -50,10 +54,13 @@ def build(config: TrainConfig, console: Console) -> Built:
     announce(config, console)
     model, renderer = load_model(config)
     refuse(model_problems(config, model))
-    data = prepare_data(config, model, renderer, console)
+    data = current().first_then_others(lambda: prepare_data(config, model, renderer, console))
+    current().agree("training data", {"digest": data.report["digest"]})
     require_examples(data)
     trained = fit(config, model, renderer, data, console)
     release()
+    if not current().first:
+        return None
     console.print(f"trained in {trained.seconds / 60:.1f} min", highlight=False)
     live = SafeModel(trained.model, renderer.tokenizer, trained.parts, safety_card(config, data, None))
     calibration = None

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import copy
 import inspect
 import math
 import os
@@ -19,10 +20,12 @@ from safealign.errors import ConfigError
 from safealign.modeling.attach import HEAD_NAME, TOKEN_NAME, SafetyParts, attach
 from safealign.modeling.exporting import merged
 from safealign.modeling.precision import compute_dtype
+from safealign.ranks import current, world_size
 from safealign.training.callbacks.metrics_file import MetricsFile
 from safealign.training.callbacks.progress import ProgressLine
 from safealign.training.checks import head_settings
 from safealign.training.collator import SafetyCollator
+from safealign.training.gathering import equalise, gather, hand_back
 from safealign.training.memory import release
 from safealign.training.prepare import TrainingData
 from safealign.training.safety_loss import SafetyObjective
@@ -51,27 +54,31 @@ def fit(config: TrainConfig, model: Any, renderer: Renderer, data: TrainingData,
     parts = attach_from(config, model, renderer)
     trains_head = config.safety.lambda_cls > 0
     if data.warm and trains_head:
-        start_head(config, parts, data, console)
+        current().only_first(lambda: start_head(config, parts, data, console))
     torch.manual_seed(config.seed)  # the adapter's first weights must not depend on what was sampled before
     trainer = build_trainer(config, model, renderer, data, parts, console)
+    equalise(model, parts)
     trainer.train()
-    trained: Any = trainer.model
+    trained, whole = gather(config, trainer, parts, renderer)
     trained.eval()
-    if trains_head and refit_head(config, trained, parts, data, console) and data.validation:
-        trainer.evaluate()
+    if trains_head and current().only_first(lambda: refit_head(config, trained, whole, data, console)):
+        hand_back(trainer.model, parts, whole)
+        if data.validation:
+            trainer.evaluate()
         trained.eval()
-    if trains_head:
-        start_token_head(config, trained, parts, data, console)
+    if trains_head and current().first:
+        start_token_head(config, trained, whole, data, console)
     seconds = time.monotonic() - started
-    return TrainedModel(trained, parts, trainer.state.log_history, trainer.state.global_step, seconds)
+    return TrainedModel(trained, whole, trainer.state.log_history, trainer.state.global_step, seconds)
 
 
-def start_head(config: TrainConfig, parts: SafetyParts, data: TrainingData, console: Console) -> None:
+def start_head(config: TrainConfig, parts: SafetyParts, data: TrainingData, console: Console) -> bool:
     """The warm start; where windows are fitted again after training, a third of their answers does for it."""
     console.print("warm start: reading the frozen model's states", highlight=False)
     autocast = compute_dtype(config.trainer.precision)
     answered = data.warm_answers[::3] if _refits(config) else data.warm_answers
     warm_start(parts, data.warm, answered, autocast=autocast, fit=config.safety.warm_start)
+    return True
 
 
 def refit_head(config: TrainConfig, trained: Any, parts: SafetyParts, data: TrainingData, console: Console) -> bool:
@@ -199,6 +206,10 @@ def trainer_arguments(config: TrainConfig, n_examples: int, evaluates: bool) -> 
         seed=config.seed,
         bf16=dtype is torch.bfloat16,
         use_cpu=not torch.cuda.is_available(),
+        ddp_backend="gloo" if world_size() > 1 and not torch.cuda.is_available() else None,
+        # Every trained weight has a part in every batch, and searching for those without one costs time.
+        ddp_find_unused_parameters=False,
+        log_level_replica="error",
         max_length=None,
         prediction_loss_only=True,
         dataloader_pin_memory=torch.cuda.is_available(),
@@ -207,7 +218,7 @@ def trainer_arguments(config: TrainConfig, n_examples: int, evaluates: bool) -> 
         # Prompts alone are much shorter than answers: batches of one length compute less padding.
         train_sampling_strategy="group_by_length",
         length_column_name=LENGTH_KEY,
-        deepspeed=config.deepspeed.config,
+        deepspeed=copy.deepcopy(config.deepspeed.config),  # its `auto`s are filled in place
         **checkpointing,
     )
 
@@ -216,7 +227,7 @@ def planned_steps(config: TrainConfig, n_examples: int) -> int:
     """Optimiser steps of a run."""
     if config.trainer.max_steps > 0:
         return config.trainer.max_steps
-    batches = -(-n_examples // config.trainer.batch_size)
+    batches = -(-n_examples // (config.trainer.batch_size * world_size()))
     return max(1, round(config.trainer.epochs * max(1, batches // config.trainer.gradient_accumulation)))
 
 
