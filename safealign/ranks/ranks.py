@@ -9,7 +9,6 @@ from __future__ import annotations
 import json
 import time
 from collections.abc import Callable, Iterable, Mapping
-from datetime import timedelta
 from typing import TYPE_CHECKING, Any, TypeVar
 
 from safealign.errors import RankError
@@ -20,7 +19,7 @@ if TYPE_CHECKING:
 
 T = TypeVar("T")
 _FAILED, _LEFT = "failed", "left"
-_POLL = timedelta(seconds=2)
+_POLL = 0.2  # seconds
 
 
 class Ranks:
@@ -94,18 +93,17 @@ class Ranks:
 
     def wait(self, key: str) -> str:
         """The text under `key`, as soon as a rank has set it. Raises RankError when one has failed or gone."""
-        from torch.distributed import DistNetworkError, DistStoreError
+        from torch.distributed import DistError
 
-        while True:
-            try:
+        try:
+            # Asked for again and again rather than waited for: torch warns of every wait that runs out.
+            while not self.store.check([key]):
                 if self.store.check([_FAILED]):
                     raise RankError(f"stopped, because {self._text(_FAILED)}")
-                self.store.wait([key], _POLL)
-                return self._text(key)
-            except DistNetworkError as error:
-                raise RankError("stopped, because rank 0 has gone: its own last lines say why") from error
-            except DistStoreError:  # nothing yet
-                continue
+                time.sleep(_POLL)
+            return self._text(key)
+        except (DistError, RuntimeError) as error:
+            raise RankError("stopped, because rank 0 has gone: its own last lines say why") from error
 
     def fail(self, reason: str) -> None:
         """Tells the ranks that wait why this one stops; the first reason stays."""

@@ -23,6 +23,7 @@ from safealign.modeling.precision import compute_dtype
 from safealign.ranks import current, world_size
 from safealign.training.callbacks.metrics_file import MetricsFile
 from safealign.training.callbacks.progress import ProgressLine
+from safealign.training.callbacks.split_head import SplitHead
 from safealign.training.checks import head_settings
 from safealign.training.collator import SafetyCollator
 from safealign.training.gathering import equalise, gather, hand_back
@@ -136,7 +137,7 @@ def build_trainer(
         data_collator=SafetyCollator(everything, pad),
         processing_class=renderer.tokenizer,
         peft_config=adapter_config(config, parts),
-        callbacks=[ProgressLine(console), MetricsFile(Path(config.run_dir) / "metrics.jsonl")],
+        callbacks=[ProgressLine(console), MetricsFile(Path(config.run_dir) / "metrics.jsonl"), SplitHead()],
     )
     from transformers.trainer_callback import PrinterCallback, ProgressCallback
 
