@@ -5,6 +5,7 @@ from __future__ import annotations
 import json
 import os
 import socket
+import warnings
 from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
 from datetime import timedelta
@@ -103,6 +104,8 @@ def _join_group(world: World, store: Any, alone_too: bool) -> None:
         return
     import torch
 
+    # DeepSpeed calls torch by older names; a line per step and rank would bury the log.
+    warnings.filterwarnings("ignore", category=FutureWarning, module=r"torch\.distributed\..*")
     on_gpu = torch.cuda.is_available()
     if on_gpu:
         count = torch.cuda.device_count()

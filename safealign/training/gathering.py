@@ -53,8 +53,8 @@ def gather(config: TrainConfig, trainer: Any, parts: SafetyParts, renderer: Rend
     return _rebuilt(config, renderer, state) if current().first else (trainer.model, parts)
 
 
-def hand_back(model: Any, parts: SafetyParts, whole: SafetyParts) -> None:
-    """Puts rank 0's safety parts (of `whole`) into every rank's `model`, whose `parts` may be split; all ranks call it.
+def hand_back(parts: SafetyParts, whole: SafetyParts) -> None:
+    """Puts rank 0's safety parts (`whole`) into those that every rank trains with, split or not; all ranks call it.
 
     Windows are fitted again on the whole model, by rank 0, and then evaluated by all.
     """
@@ -71,7 +71,10 @@ def hand_back(model: Any, parts: SafetyParts, whole: SafetyParts) -> None:
 
 
 def _whole_state(model: nn.Module) -> dict[str, torch.Tensor]:
-    """Every weight (one at a time) and buffer of the model on the CPU; on the ranks but the first, nothing."""
+    """Every weight (one at a time) and the safety parts' buffers on the CPU; on the ranks but the first, nothing.
+
+    The model's own buffers are tables that it makes for itself, and DeepSpeed has rounded them in bf16.
+    """
     from deepspeed.utils import safe_get_full_fp32_param
 
     first, state = current().first, {}
@@ -84,7 +87,7 @@ def _whole_state(model: nn.Module) -> dict[str, torch.Tensor]:
         if first:
             state[name] = value.detach().cpu()
     if first:
-        state |= {name: value.detach().cpu() for name, value in model.named_buffers()}
+        state |= {name: value.detach().cpu() for name, value in model.named_buffers() if "safety_" in name}
     return state
 
 

@@ -63,7 +63,7 @@ def fit(config: TrainConfig, model: Any, renderer: Renderer, data: TrainingData,
     trained, whole = gather(config, trainer, parts, renderer)
     trained.eval()
     if trains_head and current().only_first(lambda: refit_head(config, trained, whole, data, console)):
-        hand_back(trainer.model, parts, whole)
+        hand_back(parts, whole)
         if data.validation:
             trainer.evaluate()
         trained.eval()
