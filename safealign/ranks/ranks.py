@@ -9,6 +9,7 @@ from __future__ import annotations
 import json
 import time
 from collections.abc import Callable, Iterable, Mapping
+from contextlib import suppress
 from typing import TYPE_CHECKING, Any, TypeVar
 
 from safealign.errors import RankError
@@ -99,6 +100,7 @@ class Ranks:
             # Asked for again and again rather than waited for: torch warns of every wait that runs out.
             while not self.store.check([key]):
                 if self.store.check([_FAILED]):
+                    self.leave()
                     raise RankError(f"stopped, because {self._text(_FAILED)}")
                 time.sleep(_POLL)
             return self._text(key)
@@ -107,9 +109,12 @@ class Ranks:
 
     def fail(self, reason: str) -> None:
         """Tells the ranks that wait why this one stops; the first reason stays."""
-        if self.several and not self.store.check([_FAILED]):
-            self.store.set(_FAILED, f"{self.world.name} failed: {reason}")
-            self.leave(seconds=5.0)
+        if not self.several:
+            return
+        with suppress(RuntimeError):  # the store may be what has failed
+            if not self.store.check([_FAILED]):
+                self.store.set(_FAILED, f"{self.world.name} failed: {reason}")
+                self.leave(seconds=5.0)
 
     def finish(self) -> None:
         """Waits for rank 0's last word: the other ranks are done long before it has calibrated and exported."""
