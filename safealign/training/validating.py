@@ -31,7 +31,7 @@ def validate(config: TrainConfig, console: Console) -> list[str]:
     problems = config_problems(config)
     for note in config_notes(config):
         console.print(f"note: {note}", highlight=False)
-    records, faults = _attempt(lambda: collect_sources(config), ([], []), problems)
+    records, faults = _attempt(lambda: collect_sources(config, sayer(console)), ([], []), problems)
     problems += faults
     loaded = _attempt(lambda: load_model(config), None, problems)
     if loaded is not None:
