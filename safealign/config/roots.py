@@ -18,6 +18,7 @@ from safealign.config.groups import (
     LoggerConfig,
     ModelConfig,
     ObjectiveConfig,
+    PlanConfig,
     SafetyConfig,
     SuiteConfig,
     TrainerConfig,
@@ -118,6 +119,13 @@ class ServeConfig:
     verdicts: str = choice("none", "request", "trace")
 
 
+@dataclass(kw_only=True)
+class LaunchConfig:
+    """conf/launch.yaml: the cluster that a run is planned for."""
+
+    plan: PlanConfig
+
+
 # Root config name (a file in conf/) -> its schema. The store's names are what `defaults` lists first.
 ROOTS: dict[str, type] = {
     "config": TrainConfig,
@@ -125,6 +133,7 @@ ROOTS: dict[str, type] = {
     "export": ExportConfig,
     "chat": ChatConfig,
     "serve": ServeConfig,
+    "launch": LaunchConfig,
 }
 
 

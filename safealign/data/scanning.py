@@ -119,10 +119,13 @@ def _repeated(
 ) -> tuple[list[_Found], int]:
     """The first `kept` rows whose id was used before, and how many there are; read again only if there are any."""
     hashes = np.frombuffer(ids, dtype=np.int64)
+    ascending = np.sort(hashes)
+    unique = not (ascending[1:] == ascending[:-1]).any()
+    del ascending
+    if unique:
+        return [], 0
     order = np.argsort(hashes, kind="stable")
     again = order[1:][hashes[order[1:]] == hashes[order[:-1]]]  # places in the file, each not the first of its id
-    if not len(again):
-        return [], 0
     wanted = set(hashes[np.sort(again)[:kept]].tolist())
     found: list[_Found] = []
     seen: dict[str, str] = {}
@@ -134,4 +137,4 @@ def _repeated(
             id_ = made.data.get("id") if isinstance(made.data, Mapping) else None
             if isinstance(id_, str) and hash(id_) in wanted and len(found) < kept:
                 found += [(number, f"{made.where}: {fault}") for fault in repeated_id(made, seen)]
-    return found, max(len(again), len(found)) if len(again) > kept else len(found)
+    return found, len(again) if len(again) > kept else len(found)
