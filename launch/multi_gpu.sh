@@ -7,7 +7,7 @@ cd "$(dirname "${BASH_SOURCE[0]}")/.."
 PYTHON="${PYTHON:-.venv/bin/python}"
 RECIPE="${RECIPE:-llama_lora}"
 # Processes: one for each GPU.
-GPUS="${GPUS:-$(nvidia-smi --list-gpus 2>/dev/null | wc -l)}"
+GPUS="${GPUS:-$({ nvidia-smi --list-gpus 2>/dev/null || true; } | wc -l)}"
 export OMP_WAIT_POLICY=PASSIVE TOKENIZERS_PARALLELISM=false HF_HUB_DISABLE_TELEMETRY=1
 
 if [ "$GPUS" -lt 1 ]; then

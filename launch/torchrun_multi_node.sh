@@ -12,7 +12,7 @@ NODE_RANK="${NODE_RANK:?give this machine its number, from 0: NODE_RANK=0 on the
 MASTER_ADDR="${MASTER_ADDR:?give the name or address of the machine with NODE_RANK=0}"
 MASTER_PORT="${MASTER_PORT:-29500}"
 # Processes on each machine: one for each GPU.
-GPUS="${GPUS:-$(nvidia-smi --list-gpus 2>/dev/null | wc -l)}"
+GPUS="${GPUS:-$({ nvidia-smi --list-gpus 2>/dev/null || true; } | wc -l)}"
 export OMP_WAIT_POLICY=PASSIVE TOKENIZERS_PARALLELISM=false HF_HUB_DISABLE_TELEMETRY=1
 
 if [ "$GPUS" -lt 1 ]; then
