@@ -1,4 +1,4 @@
-"""`python -m safealign.launch plan=h100 +recipe=llama_lora model=llama3_8b`: command, memory and hours; starts nothing."""
+"""`python -m safealign.launch plan=h100 model=llama3_8b`: the run's command, memory and hours; starts nothing."""
 
 from __future__ import annotations
 

@@ -48,7 +48,8 @@ def scan(
     """
     started = time.monotonic()
     files = files_of(Path(path).expanduser())
-    ids, found, result = array("q"), [], Scan()
+    ids, result = array("q"), Scan()
+    found: list[_Found] = []
     for row, faults in _checked(files, fields or {}, refused, ids, result):
         result.n_problems += len(faults)
         if len(found) < kept:

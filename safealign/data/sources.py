@@ -36,8 +36,8 @@ def load_records(
     `spec`: a file or folder (.jsonl, .parquet), a known data set (`known_sources()`), or a hub id
     ("owner/name", with `split`). `fields` renames columns, e.g. `{"messages": "conversations"}` or
     `{"prompt": "question", "response": "answer"}`. `label` is given to records that have none. `refused`
-    tells whether a text is a plain refusal. `head`: read so many rows at most. Raises DataError with *all* bad rows, or AssetError when the
-    source cannot be found or fetched.
+    tells whether a text is a plain refusal. `head`: read so many rows at most.
+    Raises DataError with *all* bad rows, or AssetError when the source cannot be found or fetched.
     """
     spec = str(spec)
     if spec in READERS:

@@ -142,9 +142,10 @@ def _misspelt(row: Mapping[str, Any]) -> Iterator[str]:
 @lru_cache(maxsize=1024)
 def _slips(keys: tuple[Any, ...]) -> tuple[str, ...]:
     """One fault for each such column; all rows of a file have much the same, and comparing words is slow."""
-    close = {key: difflib.get_close_matches(str(key), FIELDS, n=1, cutoff=0.8) for key in keys if key not in FIELDS}
+    unknown = [key for key in keys if key not in FIELDS]
+    near = [(key, difflib.get_close_matches(str(key), FIELDS, n=1, cutoff=0.8)) for key in unknown]
     return tuple(
-        f"unknown field {key!r}: did you mean {near[0]!r}?" for key, near in close.items() if near and near[0] not in keys
+        f"unknown field {key!r}: did you mean {close[0]!r}?" for key, close in near if close and close[0] not in keys
     )
 
 

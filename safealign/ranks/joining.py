@@ -111,8 +111,8 @@ def _join_group(world: World, store: Any, alone_too: bool) -> None:
         count = torch.cuda.device_count()
         if 1 < count <= world.local_rank:
             raise RankError(
-                f"{world.name} is process {world.local_rank} of its node, but the node shows {count} GPUs: start as many "
-                "processes per node as it has GPUs"
+                f"{world.name} is process {world.local_rank} of its node, but the node shows {count} GPUs: start as "
+                "many processes per node as it has GPUs"
             )
         torch.cuda.set_device(world.local_rank % count)
     backend = "nccl" if on_gpu else "gloo"

@@ -1,4 +1,4 @@
-"""One log of a job in its run directory: what rank 0 prints, and every rank's warnings and errors, each with its rank."""
+"""One log of a job, in its run directory: what rank 0 prints, and the warnings and errors of every rank."""
 
 from __future__ import annotations
 

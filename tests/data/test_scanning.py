@@ -16,7 +16,7 @@ from safealign.data.scanning import scan
 from safealign.data.sources import file_rows, renamed
 from safealign.data.validation import find_problems, is_sound
 
-SOUND = {
+SOUND: dict[str, Any] = {
     "messages": [{"role": "user", "content": "Fold a bird"}, {"role": "assistant", "content": "Take a sheet."}],
     "label": "benign",
     "response_label": "malicious",
@@ -35,7 +35,8 @@ turns = st.dictionaries(st.sampled_from(["role", "content", "from", "value"]), r
 good = st.lists(st.sampled_from(["hi", "Sorry, no.", " "]), min_size=1, max_size=5).map(
     lambda texts: [{"role": ("user", "assistant")[i % 2], "content": text} for i, text in enumerate(texts)]
 )
-spans = st.lists(st.fixed_dictionaries({"start": st.integers(-1, 4), "end": st.integers(0, 4), "label": st.just("benign")}))
+span = {"start": st.integers(-1, 4), "end": st.integers(0, 4), "label": st.just("benign")}
+spans = st.lists(st.fixed_dictionaries(span))
 values: dict[str, Any] = {
     "messages": good | st.lists(turns | st.none(), max_size=3) | st.sampled_from([None, "x", {}]),
     "label": st.sampled_from(["benign", "malicious", "evil", None, []]),
@@ -48,7 +49,8 @@ values: dict[str, Any] = {
     "extra": st.integers(),
     "prompt": st.just("Fold a bird"),
 }
-rows = st.fixed_dictionaries({}, optional=values) | st.fixed_dictionaries({"messages": good}) | st.sampled_from([None, 3, []])
+ordinary = st.fixed_dictionaries({"messages": good})
+rows = st.fixed_dictionaries({}, optional=values) | ordinary | st.sampled_from([None, 3, []])
 lines = rows.map(json.dumps) | st.sampled_from(["", "  ", "{", "nonsense", "\ufeff{}", "\x00"])
 
 
@@ -80,7 +82,8 @@ def test_a_sound_row_has_no_fault(row: Any) -> None:
 def test_ordinary_rows_take_the_quick_way() -> None:
     assert is_sound(SOUND, refused)
     assert is_sound({"messages": [{"role": "system", "content": "Be kind"}, SOUND["messages"][0]]}, refused)
-    assert not is_sound({**SOUND, "messages": [SOUND["messages"][0], {"role": "assistant", "content": "Sorry."}]}, refused)
+    sorry = [SOUND["messages"][0], {"role": "assistant", "content": "Sorry."}]
+    assert not is_sound({**SOUND, "messages": sorry}, refused)
 
 
 def test_rows_are_named_and_faults_beyond_the_first_are_counted(tmp_path: Path) -> None:

@@ -2,8 +2,11 @@
 
 from __future__ import annotations
 
+from pathlib import Path
+
 import pytest
 
+from benchmarks.scaling import table
 from safealign.commands import run_command
 from safealign.launch import main, plan_and_training
 
@@ -49,3 +52,7 @@ def test_mistakes_in_either_half_are_explained(capsys: pytest.CaptureFixture[str
     assert status == 2 and "did you mean 'plan.nodes'" in shown
     status, shown = plan(capsys, "trainer.epoch=2")
     assert status == 2 and "did you mean 'trainer.epochs'" in shown
+
+
+def test_the_documents_table_is_what_the_estimator_says(root: Path) -> None:
+    assert table() in (root / "docs" / "scaling.md").read_text(encoding="utf-8")

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import io
 import json
 import logging
 import time
@@ -98,7 +99,7 @@ def test_a_single_process_needs_no_store() -> None:
 
 def test_the_log_holds_rank_zeros_lines_and_every_ranks_warnings(tmp_path: Path) -> None:
     with job_log(tmp_path, World(0, 0, 2)):
-        JobConsole(first=True, file=open("/dev/null", "w")).print("[bold]step[/] 1")
+        JobConsole(first=True, file=io.StringIO()).print("[bold]step[/] 1")
     with pytest.raises(DataError), job_log(tmp_path, World(1, 1, 2)):
         JobConsole(first=False).print("silent")
         logging.getLogger("some.library").warning("careful")

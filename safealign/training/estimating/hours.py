@@ -26,7 +26,8 @@ def step_seconds(shape: Shape, job: Job, accumulation: int, speed: Speed) -> lis
     operations = passes * weights * job.rows * accumulation
     computing = operations / (speed.flops * speed.utilisation)
     how = f"{passes} × {weights:.3g} weights × {job.rows * accumulation:,} rows / ({speed.flops:.3g}/s × "
-    return [Part("computing", computing, f"{how}{speed.utilisation:g})"), _communication(shape, job, accumulation, speed)]
+    computed = Part("computing", computing, f"{how}{speed.utilisation:g})")
+    return [computed, _communication(shape, job, accumulation, speed)]
 
 
 def _communication(shape: Shape, job: Job, accumulation: int, speed: Speed) -> Part:

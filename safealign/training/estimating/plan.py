@@ -1,4 +1,4 @@
-"""The plan of a run on a cluster: its command, memory of a GPU and hours, every figure an estimate with its arithmetic."""
+"""The plan of a run on a cluster: its command, a GPU's memory, hours; every figure an estimate with its arithmetic."""
 
 from __future__ import annotations
 
@@ -54,8 +54,8 @@ class Plan:
             )
         if self.loading.size + self.overhead > self.capacity:
             return (
-                f"does not fit: every process loads the whole model ({self.loading.size / GB:.0f} GB) onto its GPU before "
-                "it is split, and rank 0 calibrates it whole; take GPUs that hold it"
+                f"does not fit: every process loads the whole model ({self.loading.size / GB:.0f} GB) onto its GPU "
+                "before it is split, and rank 0 calibrates it whole; take GPUs that hold it"
             )
         return ""
 
@@ -138,8 +138,8 @@ def show(plan: Plan, console: Console) -> None:
     console.print(_table("memory of one GPU, estimate", "GB", [(p, p.size / GB) for p in parts]))
     console.print(_table("one step, estimate", "s", [(p, p.size) for p in plan.step]))
     console.print(
-        f"hours, estimate: {plan.hours:.2g} ({plan.steps:,} steps × {sum(p.size for p in plan.step):.2g} s; without data, "
-        "calibration and evaluation)",
+        f"hours, estimate: {plan.hours:.2g} ({plan.steps:,} steps × {sum(p.size for p in plan.step):.2g} s; without "
+        "data, calibration and evaluation)",
         highlight=False,
     )
     host = plan.loading.size * plan.per_node / GB

@@ -18,7 +18,7 @@ from safealign.training.estimating.memory import ACTIVATIONS, Job, loading, memo
 from safealign.training.estimating.shapes import PUBLISHED, Shape, shape_from
 
 SHAPE = Shape(4, 512, 1024, 8, 2, 64, True)
-JOB = Job(1, 0, False, False, 4, 128, 1, False, False)
+JOB = Job(1, 0, False, False, 0, 128, 1, False, False)
 KINDS = [(True, False), (True, True), (False, False), (False, True)]
 
 
@@ -60,9 +60,9 @@ def kept_bytes(shape: Shape, rank: int, bf16: bool) -> int:
 
     embeds = model.get_input_embeddings()(torch.zeros(2, 48, dtype=torch.long)).detach().requires_grad_(True)
     mask = torch.zeros(2, 1, 48, 48, dtype=embeds.dtype)
-    with torch.autocast("cpu", torch.bfloat16, enabled=bf16):
-        with torch.autograd.graph.saved_tensors_hooks(keep, lambda tensor: tensor):
-            decoder(inputs_embeds=embeds, attention_mask=mask, use_cache=False)
+    noted = torch.autograd.graph.saved_tensors_hooks(keep, lambda tensor: tensor)
+    with torch.autocast("cpu", torch.bfloat16, enabled=bf16), noted:
+        decoder(inputs_embeds=embeds, attention_mask=mask, use_cache=False)
     return sum(size for size, _ in storages.values())
 
 
@@ -98,7 +98,8 @@ def test_each_stage_needs_less_and_the_states_add_up() -> None:
     shape, job = replace(SHAPE, layers=400), Job(8, 0, True, False, 0, 8, 1, False, False)
     sizes = [size(replace(job, stage=stage), shape) for stage in (0, 1)]
     assert sizes[0] - sizes[1] == pytest.approx(trained(shape, job) * 12 * 7 / 8)
-    split = [part for part in memory(shape, replace(job, stage=3)) if part.name in ("weights", "gradients", "optimiser")]
+    states = ("weights", "gradients", "optimiser")
+    split = [part for part in memory(shape, replace(job, stage=3)) if part.name in states]
     assert sum(part.size for part in split) == pytest.approx(shape.parameters * (4 + 4 + 12) / 8)
     assert loading(shape, job).size == shape.parameters * 4
     held = {part.name: part.size for part in memory(shape, replace(job, stage=3, offload=True))}
@@ -109,7 +110,8 @@ def test_checkpointing_trades_memory_for_time_and_safety_rows_send_nothing() -> 
     job, speed = replace(JOB, gpus=8, stage=2, deepspeed=True, rows=4096), Speed(1e12, 0.5, 1e10)
     lean = replace(job, checkpointing=True)
     assert size(lean) < size(job)
-    assert step_seconds(SHAPE, lean, 1, speed)[0].size == pytest.approx(1.5 * step_seconds(SHAPE, job, 1, speed)[0].size)
+    slower, faster = step_seconds(SHAPE, lean, 1, speed)[0], step_seconds(SHAPE, job, 1, speed)[0]
+    assert slower.size == pytest.approx(4 / 3 * faster.size)
     more = replace(job, rows=job.rows + 512)
     assert step_seconds(SHAPE, more, 1, speed)[1] == step_seconds(SHAPE, job, 1, speed)[1]
 
