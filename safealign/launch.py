@@ -20,12 +20,12 @@ def plan_and_training(arguments: list[str]) -> tuple[list[str], list[str]]:
     return ours, [item for item in arguments if not _OURS.match(item)]
 
 
-def main(config: TrainConfig, ours: list[str], overrides: list[str]) -> int:
+def main(training: TrainConfig, ours: list[str], overrides: list[str]) -> int:
     """Prints the plan of this training run; 1 when it does not fit."""
     from safealign.training.estimating.plan import make_plan, show
 
-    cluster: LaunchConfig = compose(ours, "launch")
-    plan = make_plan(config, cluster.plan, overrides)
+    config: LaunchConfig = compose(ours, "launch")
+    plan = make_plan(training, config.plan, overrides)
     show(plan, Console())
     return 1 if plan.problem else 0
 

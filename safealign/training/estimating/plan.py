@@ -24,6 +24,7 @@ class Plan:
     """What `make_plan` found: parts in bytes and seconds, `steps` of the run."""
 
     command: str
+    cluster: str
     shape: Shape
     job: Job
     parts: list[Part]
@@ -60,61 +61,62 @@ class Plan:
         return ""
 
 
-def make_plan(config: TrainConfig, cluster: PlanConfig, overrides: Sequence[str]) -> Plan:
-    """Plans `config` on `cluster`; `overrides` are what the training command is given."""
-    shape, job = shape_of(config.model.path, config.offline), job_of(config, cluster)
+def make_plan(config: TrainConfig, settings: PlanConfig, overrides: Sequence[str]) -> Plan:
+    """Plans `config` on the cluster of `settings`; `overrides` are what the training command is given."""
+    shape, job = shape_of(config.model.path, config.offline), job_of(config, settings)
     trainer = config.trainer
-    n_examples = cluster.examples or sum(getattr(config.data, name) for name in _COUNTS)
+    n_examples = settings.examples or sum(getattr(config.data, name) for name in _COUNTS)
     batches = math.ceil(n_examples / (trainer.batch_size * job.gpus))
     per_epoch = max(1, batches // trainer.gradient_accumulation)
     steps = trainer.max_steps if trainer.max_steps > 0 else max(1, round(trainer.epochs * per_epoch))
-    several = cluster.nodes > 1
+    several = settings.nodes > 1
     speed = Speed(
-        1e12 * (cluster.tflops_bf16 if job.bf16 else cluster.tflops_fp32),
-        cluster.utilisation,
-        GB * (cluster.network_gbs if several else cluster.link_gbs),
+        1e12 * (settings.tflops_bf16 if job.bf16 else settings.tflops_fp32),
+        settings.utilisation,
+        GB * (settings.network_gbs if several else settings.link_gbs),
     )
     return Plan(
-        command_of(cluster, overrides),
+        command_of(settings, overrides),
+        f"{settings.nodes} × {settings.gpus} {settings.name}",
         shape,
         job,
         memory(shape, job),
         loading(shape, job),
-        cluster.overhead_gb * GB,
-        cluster.memory_gb * GB,
+        settings.overhead_gb * GB,
+        settings.memory_gb * GB,
         step_seconds(shape, job, trainer.gradient_accumulation, speed),
         steps,
-        cluster.gpus,
+        settings.gpus,
     )
 
 
-def job_of(config: TrainConfig, cluster: PlanConfig) -> Job:
+def job_of(config: TrainConfig, settings: PlanConfig) -> Job:
     """The job that a training config is on a cluster of GPUs with bf16."""
-    settings = config.deepspeed.config or {}
-    zero = settings.get("zero_optimization", {})
-    rows = config.trainer.batch_size * (config.data.max_length + cluster.safety_rows)
+    engine = config.deepspeed.config or {}
+    zero = engine.get("zero_optimization", {})
+    rows = config.trainer.batch_size * (config.data.max_length + settings.safety_rows)
     return Job(
-        gpus=cluster.nodes * cluster.gpus,
+        gpus=settings.nodes * settings.gpus,
         stage=int(zero.get("stage", 0)),
-        deepspeed=bool(settings),
+        deepspeed=bool(engine),
         offload="offload_param" in zero,
         rank=config.adapter.r if config.adapter.name == "lora" else 0,
         rows=rows,
-        scored=round(config.trainer.batch_size * config.data.max_length * cluster.scored_share),
+        scored=round(config.trainer.batch_size * config.data.max_length * settings.scored_share),
         bf16=config.trainer.precision != "fp32",
         checkpointing=config.trainer.gradient_checkpointing,
     )
 
 
-def command_of(cluster: PlanConfig, overrides: Sequence[str]) -> str:
+def command_of(settings: PlanConfig, overrides: Sequence[str]) -> str:
     """The line that starts this run, as launch/ has it."""
     recipe = next((item.split("=", 1)[1] for item in overrides if item.startswith("+recipe=")), None)
     rest = [shlex.quote(item) for item in overrides if not item.startswith("+recipe=")]
     start = [f"RECIPE={recipe}"] if recipe else []
-    if cluster.nodes > 1:
+    if settings.nodes > 1:
         start += ["HOSTFILE=hostfile", "launch/multi_node.sh"]
-    elif cluster.gpus > 1:
-        start += [f"GPUS={cluster.gpus}", "launch/multi_gpu.sh"]
+    elif settings.gpus > 1:
+        start += [f"GPUS={settings.gpus}", "launch/multi_gpu.sh"]
     else:
         start.append("launch/single_gpu.sh")
     return " ".join([*start, *rest])
@@ -128,7 +130,7 @@ def show(plan: Plan, console: Console) -> None:
     kind = f"LoRA r={job.rank}" if job.rank else "all weights"
     how = f"ZeRO-{job.stage}" if job.deepspeed else ("DDP" if job.gpus > 1 else "one process")
     console.print(
-        f"{shape.parameters / GB:.2f} G weights, {kind}, {how}, {job.gpus} GPU(s), {'bf16' if job.bf16 else 'fp32'}"
+        f"{shape.parameters / GB:.2f} G weights, {kind}, {how}, {plan.cluster}, {'bf16' if job.bf16 else 'fp32'}"
         f"{', gradient checkpointing' if job.checkpointing else ''}; {plan.steps:,} steps",
         highlight=False,
     )
