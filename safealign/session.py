@@ -11,7 +11,7 @@ from typing import Any
 
 from safealign.data.records import Message
 from safealign.decoding import DecodedRow, Evaluation, Run
-from safealign.decoding.decoder import REFUSED
+from safealign.decoding.decoded import REFUSED
 from safealign.decoding.options import CalibratedThresholds
 from safealign.decoding.rows import Prompt
 from safealign.decoding.stopping import StopFilter
