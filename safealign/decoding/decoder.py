@@ -19,7 +19,9 @@ from safealign.decoding.sampler import Sampler
 class Engine(Protocol):
     """What the decoder needs of an engine; `engine.CachedEngine` is the one that ships."""
 
-    def open(self, n_rows: int, longest: int, room: int, *, reach: int = 0, listen: bool = False) -> None:
+    def open(
+        self, n_rows: int, longest: int, room: int, *, reach: int = 0, listen: bool = False, static: bool = False
+    ) -> None:
         """Starts a batch of at most `n_rows`."""
         ...
 

@@ -54,16 +54,23 @@ class CachedEngine:
         embedding: torch.Tensor = lm.get_input_embeddings().weight  # type: ignore[operator]
         self.device, self.dtype = embedding.device, embedding.dtype
         self.rows: list[EngineRow] = []
-        self._cache = SlotCache(0, 0)
+        self._cache = SlotCache(0)
         self._memory = BatchMemory(0)
         self._listening = False
 
-    def open(self, n_rows: int, longest: int, room: int, *, reach: int = 0, listen: bool = False) -> None:
-        """Starts a new batch of at most `n_rows`: prompts up to `longest` tokens, about `room` generated ones
-        each. `reach`: how many of a row's newest tokens may be read again; `listen`: whether the token head is read.
+    def open(
+        self, n_rows: int, longest: int, room: int, *, reach: int = 0, listen: bool = False, static: bool = False
+    ) -> None:
+        """Starts a new batch of at most `n_rows`; the one before is over, even if it had rows left.
+
+        `reach`: how many of a row's newest tokens may be read again; `listen`: whether the token head is read.
+        `static`: keys and values are allocated for prompts up to `longest` tokens and `room` generated ones each, or
+        taken over from the batch before where they suffice; otherwise they grow with the text.
         """
         self.rows = []
-        self._cache = SlotCache(n_rows, SLOT_COLUMNS + longest + room)
+        capacity = SLOT_COLUMNS + longest + room if static else 0
+        if not (static and self._cache.restart(n_rows, capacity)):
+            self._cache = SlotCache(n_rows, capacity)
         self._memory = BatchMemory(n_rows, reach)
         self._listening = listen and self.parts is not None and self.parts.token_head is not None
 
@@ -90,7 +97,12 @@ class CachedEngine:
 
     @torch.no_grad()
     def forward(self, feeds: Sequence[Feed]) -> Fed:
-        """One forward of these rows; the others stay as they are."""
+        """One forward of these rows; the others stay as they are.
+
+        Raises RuntimeError for rows of a batch that is over.
+        """
+        if not all(self._holds(feed.row) for feed in feeds):
+            raise RuntimeError("a new batch was opened on this engine: give each run that is under way one of its own")
         # In the cache's own order, so that a forward of all rows reads the buffers in place instead of copying them.
         order = sorted(range(len(feeds)), key=lambda i: feeds[i].row.index)
         fed = self._forward([feeds[i] for i in order])
@@ -123,13 +135,18 @@ class CachedEngine:
             self._memory.cut(row.index, length)
 
     def close(self, row: EngineRow) -> None:
-        """Takes a finished row out of the batch; the last one takes its place."""
+        """Takes a finished row out of the batch; the last one takes its place. Nothing happens to one that is out."""
+        if not self._holds(row):
+            return
         self._cache.drop(row.index)
         last = self.rows.pop()
         if last is not row:
             self._memory.move(last.index, row.index)
             self.rows[row.index] = last
             last.index = row.index
+
+    def _holds(self, row: EngineRow) -> bool:
+        return row.index < len(self.rows) and self.rows[row.index] is row
 
     @property
     def _pools(self) -> bool:

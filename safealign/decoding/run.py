@@ -25,7 +25,7 @@ if TYPE_CHECKING:
 class Run:
     """A batch of at most `n_rows` under way: `live` rows are being decoded, others wait for a free place.
 
-    `longest` and `room` size the cache: tokens of a prompt and of an answer (it grows where they do not suffice).
+    `longest` and `room` size a static cache: tokens of a prompt and of an answer (it grows where they do not suffice).
     `eager`: a waiting prompt takes a free place at once, as a server's should; else they are filled when a quarter
     of the rows has finished, several in one forward.
     """
@@ -39,7 +39,8 @@ class Run:
         self._logits = NewestLogits()
         self._interventions = Interventions(self.engine, self.rules, decoder.policy, decoder.thresholds.p, self._logits)
         listen = self.options.safety and (self.rules.schedule.listens or self.rules.record)
-        self.engine.open(n_rows, longest, room, reach=self._reach(), listen=listen)
+        static = self.options.cache == "static"
+        self.engine.open(n_rows, longest, room, reach=self._reach(), listen=listen, static=static)
 
     @property
     def busy(self) -> bool:

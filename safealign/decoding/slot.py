@@ -3,7 +3,8 @@
 Each row has columns of its own: two for the slot, then its text, then scratch room for rows that leave no
 trace. Because the explicit mask says who sees what, physical order is irrelevant: the slot's two columns take
 turns (a new verdict is written into the one that is not in use, so text of the same forward can see either),
-withdrawn tokens are simply overwritten, and a finished row is replaced by the last one.
+withdrawn tokens are simply overwritten, and a finished row is replaced by the last one. For the same reason nothing
+has to be wiped before buffers are used again: what stands there is finite, and nobody may attend to it.
 """
 
 from __future__ import annotations
@@ -15,18 +16,23 @@ import torch
 from transformers import Cache, DynamicLayer
 
 SLOT_COLUMNS = 2  # the first text column
+MARGIN = 64  # columns that a growing cache has to spare
 
 
 class SlotCache(Cache):
     """A `transformers` cache whose `update` writes where `aim` said and returns the aimed rows' columns.
 
-    Buffers are `[rows, capacity, heads, D]`, so that a token's keys are one piece of memory.
+    Buffers are `[rows, capacity, heads, D]`, so that a token's keys are one piece of memory. With a `capacity` those
+    of `max_rows` rows are made at once, at the first forward, and grow only where a row outgrows them. Without one
+    they follow the text: they begin with the rows and columns in use, grow by a factor (so that copying costs a
+    constant per token), and are given back when the last row leaves.
     """
 
-    def __init__(self, max_rows: int, capacity: int) -> None:
+    def __init__(self, max_rows: int, capacity: int = 0) -> None:
         super().__init__(layer_class_to_replicate=DynamicLayer)
         self.max_rows, self.n_rows = max_rows, 0
-        self.capacity = capacity
+        self.capacity, self.is_static = capacity, capacity > 0
+        self._made_rows = max_rows if self.is_static else 0
         self._buffers: list[tuple[torch.Tensor, torch.Tensor]] = []
         self._rows: torch.Tensor | None = None
         self._at: torch.Tensor | None = None
@@ -69,6 +75,15 @@ class SlotCache(Cache):
                 keys[row] = keys[last]
                 values[row] = values[last]
         self.n_rows = last
+        if not last and not self.is_static:
+            self._buffers, self.capacity, self._made_rows = [], 0, 0
+
+    def restart(self, max_rows: int, capacity: int) -> bool:
+        """Frees every row of a static cache that is large enough to be used again; says whether it is."""
+        fits = self.is_static and max_rows <= self.max_rows and capacity <= self.capacity
+        if fits:
+            self.n_rows = 0
+        return fits
 
     def get_seq_length(self, layer_idx: int = 0) -> int:
         """Columns in use by the present forward (positions and mask are always explicit)."""
@@ -86,16 +101,17 @@ class SlotCache(Cache):
         return (seen[: self.n_rows] if self._rows is None else seen[self._rows]).transpose(1, 2)
 
     def _empty(self, states: torch.Tensor) -> torch.Tensor:
-        return states.new_zeros(self.max_rows, self.capacity, states.shape[1], states.shape[3])
+        return states.new_zeros(self._made_rows, self.capacity, states.shape[1], states.shape[3])
 
     def _reserve(self, width: int) -> None:
-        """Grows the buffers by half when a row outgrows them."""
-        if width <= self.capacity:
-            return
-        extra = max(width, self.capacity * 3 // 2) - self.capacity
-        self.capacity += extra
-        self._buffers = [(_grown(keys, extra), _grown(values, extra)) for keys, values in self._buffers]
-
-
-def _grown(buffer: torch.Tensor, extra: int) -> torch.Tensor:
-    return torch.nn.functional.pad(buffer, (0, 0, 0, 0, 0, extra))
+        """Grows the buffers: by half when a row outgrows them, to twice the rows when there are too few."""
+        rows, columns = self._made_rows, self.capacity
+        if self.n_rows > rows:
+            self._made_rows = min(self.max_rows, max(self.n_rows, 2 * rows))
+        if width > columns:
+            self.capacity = max(width + MARGIN, columns * 3 // 2)
+        more = (0, 0, 0, 0, 0, self.capacity - columns, 0, self._made_rows - rows)
+        if any(more):
+            for index, pair in enumerate(self._buffers):  # one layer at a time: only one stands there twice
+                keys, values = (torch.nn.functional.pad(buffer, more) for buffer in pair)
+                self._buffers[index] = (keys, values)

@@ -237,8 +237,9 @@ def test_cost_counts_forwards_of_their_own(world: World, with_options: Any) -> N
 
 
 def test_a_long_answer_outgrows_the_cache_and_goes_on(world: World, with_options: Any) -> None:
-    decoder = world.decoder(with_options(max_new_tokens=40), OFF, ())
-    whole = decoder.decode(world.prompts()[:2], [0, 0])
+    options = with_options(max_new_tokens=40, cache="static")
+    whole = world.decoder(options, OFF, ()).decode(world.prompts()[:2], [0, 0])
+    decoder = world.decoder(options, OFF, ())  # one of its own: the first one's cache would be large enough
     original = decoder.engine.open
     decoder.engine.open = lambda n, longest, room, **more: original(n, longest, 0, **more)  # type: ignore[method-assign]
     assert [row.tokens for row in decoder.decode(world.prompts()[:2], [0, 0])] == [row.tokens for row in whole]
