@@ -25,7 +25,8 @@ Conversation = Sequence[Message | Mapping[str, str]]
 class Output:
     """An answer.
 
-    `text`: what was generated (a caller's prefix is not part of it, nor a stop string). `refused`: the fixed refusal
+    `text`: what was generated (a caller's prefix is not part of it, nor a stop string; what an intervention inserts
+    is shown whole). `refused`: the fixed refusal
     was given, or the refusal matcher hits `text`. `intervened_at`: the generated token after which the
     rules stepped in (0: at the start), None if they did not. `p`: probability that the request is malicious, None
     without safety. `trace`: every evaluation of the safety token. `finish_reason`: `stop`, `length`, `refusal` or
@@ -84,7 +85,11 @@ class Answer:
 
     def new_text(self, eos_ids: frozenset[int]) -> str:
         """Text that became certain since the last call."""
-        piece = self._filter.push(self._text.push(_spoken(self.row, self._shown, eos_ids)))
+        piece, inserted = "", min(self.row.spared, self.row.shown)
+        if inserted > self._shown:
+            piece = self._filter.spare(self._text.push(_spoken(self.row, self._shown, inserted, eos_ids)))
+            self._shown = inserted
+        piece += self._filter.push(self._text.push(_spoken(self.row, self._shown, self.row.shown, eos_ids)))
         self._shown = self.row.shown
         if self.done:
             piece += self._filter.push(self._text.finish()) + self._filter.finish()
@@ -142,7 +147,7 @@ class Session:
 
     def output_of(self, row: DecodedRow) -> Output:
         """The whole answer of a finished row."""
-        text = row.stops.cut(row_text(row, self._tokenizer, self._eos_ids))
+        text = Answer(row, self._tokenizer).new_text(self._eos_ids)
         return Output(
             text=text,
             refused=row.finish == REFUSED or self._matcher.refused(text),
@@ -158,7 +163,7 @@ class Session:
 
 def row_text(row: DecodedRow, tokenizer: Any, eos_ids: frozenset[int]) -> str:
     """Everything that a row shows, stop strings included."""
-    return text_of(tokenizer, _spoken(row, 0, eos_ids), _prefix_ids(row.prompt))
+    return text_of(tokenizer, _spoken(row, 0, row.shown, eos_ids), _prefix_ids(row.prompt))
 
 
 def shown_thresholds(run: Run) -> dict[str, float | None] | None:
@@ -170,9 +175,9 @@ def shown_thresholds(run: Run) -> dict[str, float | None] | None:
     return {name: None if logit is None else p(logit) for name, logit in logits.items()}
 
 
-def _spoken(row: DecodedRow, start: int, eos_ids: frozenset[int]) -> list[int]:
-    """Shown ids from `start` on, without an end of turn."""
-    return [token for token in row.tokens[start : row.shown] if token not in eos_ids]
+def _spoken(row: DecodedRow, start: int, end: int, eos_ids: frozenset[int]) -> list[int]:
+    """Ids from `start` to `end`, without an end of turn."""
+    return [token for token in row.tokens[start:end] if token not in eos_ids]
 
 
 def _prefix_ids(prompt: Prompt) -> tuple[int, ...]:

@@ -20,7 +20,8 @@ class DecodedRow:
     """One answer in the making. `tokens` are g_1 … g_t, an end-of-turn token included.
 
     `shown`: how many of them may be shown (nothing shown is ever withdrawn). `intervened_at`: the g index at
-    which the row turned to REFUSING, None if it did not. `woken`: steps at which the token head asked for a
+    which the row turned to REFUSING, None if it did not. `spared`: up to the end of what an intervention inserted, in
+    which stop strings do not count: a refusal is shown whole. `woken`: steps at which the token head asked for a
     window; `stirs`: its logit of each token, if recorded. `finish`: `stop`, `length`, `refusal` (the fixed one)
     or `cancelled` once done. `eos_ids` end it.
     """
@@ -37,6 +38,7 @@ class DecodedRow:
     intervened_at: int | None = None
     finish: str | None = None
     stopped: bool = False  # the newest tokens complete a stop string
+    spared: int = 0
     unfed: bool = False  # the newest token was chosen and not yet fed
     woken: set[int] = field(default_factory=set)
     stirs: list[float] = field(default_factory=list)
@@ -53,17 +55,17 @@ class DecodedRow:
 
     @property
     def ended(self) -> bool:
-        """Whether the newest token ends the turn."""
-        return bool(self.tokens) and self.tokens[-1] in self.eos_ids
+        """Whether the newest token ends the turn, or completes a stop string."""
+        return self.stopped or (bool(self.tokens) and self.tokens[-1] in self.eos_ids)
 
     @property
     def final(self) -> bool:
-        """Whether nothing follows the newest token: an end of turn, a stop string, or the token limit."""
-        return self.ended or self.stopped or len(self.tokens) >= self.options.max_new_tokens
+        """Whether nothing follows the newest token: the answer ended, or is at the token limit."""
+        return self.ended or len(self.tokens) >= self.options.max_new_tokens
 
     def end(self, reason: str | None = None) -> None:
         """The answer is done, all of it may be shown. `reason` None: the one that made the newest token `final`."""
-        natural = END_OF_TURN if self.ended or self.stopped else TOKEN_LIMIT
+        natural = END_OF_TURN if self.ended else TOKEN_LIMIT
         self.finish, self.shown = reason or natural, len(self.tokens)
 
     def note(

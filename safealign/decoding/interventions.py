@@ -55,12 +55,13 @@ class Interventions:
         mid_answer = bool(row.prompt.prefix or action.keep)
         if action.kind is ActionKind.STOP:
             row.tokens += self._policy.refusal_ids(mid_answer=mid_answer)
+            row.spared = len(row.tokens)
             row.end(REFUSED)
             return None
         trigger = self._policy.trigger_ids(mid_answer=mid_answer)
         feed = self._refusal_feed(row, action, trigger)
         row.tokens += trigger
-        row.stopped = row.stops.hit(row.tokens, len(trigger))
+        row.spared = len(row.tokens)
         if row.final:
             row.end()
             return None

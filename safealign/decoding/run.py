@@ -90,7 +90,7 @@ class Run:
         """Feeds and judges every live row's newest token, admits what waits, and gives every live row one more.
 
         A token may be shown as soon as it is chosen: its own verdict can only withdraw what comes after it, or an
-        end of turn.
+        end (of the turn, or of a stop string).
         """
         self._advance([row for row in self.live if row.unfed])
         self._retire()
@@ -158,8 +158,8 @@ class Run:
         chosen = self.decoder.sampler.choose(logits, draws)
         for row, token in zip(self.live, chosen, strict=True):
             row.tokens.append(token)
-            row.stopped, row.unfed = row.stops.hit(row.tokens), True
-            # An end of turn is the one token that its own verdict can take back: a refusal would take its place.
+            row.stopped, row.unfed = row.stops.hit(row.tokens, row.spared), True
+            # An end is the one token that its own verdict can take back: a refusal would take its place.
             row.shown = row.state.shown(len(row.tokens) - row.ended)
             if row.final and not self._probes(row):
                 row.end()
