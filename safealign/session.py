@@ -11,7 +11,7 @@ from typing import Any
 
 from safealign.data.records import Message
 from safealign.decoding import DecodedRow, Evaluation, Run
-from safealign.decoding.decoded import REFUSED
+from safealign.decoding.decoded import FAILED, REFUSED
 from safealign.decoding.options import CalibratedThresholds
 from safealign.decoding.rows import Prompt
 from safealign.decoding.stopping import StopFilter
@@ -29,10 +29,10 @@ class Output:
     is shown whole). `refused`: the fixed refusal
     was given, or the refusal matcher hits `text`. `intervened_at`: the generated token after which the
     rules stepped in (0: at the start), None if they did not. `p`: probability that the request is malicious, None
-    without safety. `trace`: every evaluation of the safety token. `finish_reason`: `stop`, `length`, `refusal` or
-    `cancelled`. `tokens`: the generated ids, end of turn included. `prompt_tokens`: rows of the rendered prompt.
-    `thresholds`: probabilities by name (query, window, prefix, token) that the verdicts were compared with, None for
-    those that were off.
+    without safety. `trace`: every evaluation of the safety token. `finish_reason`: `stop`, `length`, `refusal`,
+    `cancelled` or `error` (its prompt could not be fed: what was raised says why). `tokens`: the generated ids, end of
+    turn included. `prompt_tokens`: rows of the rendered prompt. `thresholds`: probabilities by name (query, window,
+    prefix, token) that the verdicts were compared with, None for those that were off.
     """
 
     text: str
@@ -124,7 +124,11 @@ class Session:
         return answer
 
     def step(self) -> list[tuple[Answer, StreamEvent]]:
-        """One more token for every live answer; what became certain, and the output of each that finished."""
+        """One more token for every live answer; what became certain, and the output of each that finished.
+
+        Raises what the engine raises. Where `failed` then names answers, it was their prompts that could not be fed:
+        the others can be stepped on.
+        """
         self.run.step()
         return self.events()
 
@@ -139,6 +143,12 @@ class Session:
                 answer.output = self.output_of(answer.row)
                 found.append((answer, StreamEvent("", answer.output)))
         self._open = [answer for answer in self._open if not answer.done]
+        return found
+
+    def failed(self) -> list[Answer]:
+        """The answers whose prompts could not be fed; no event will come for them."""
+        found = [answer for answer in self._open if answer.row.finish == FAILED]
+        self._open = [answer for answer in self._open if answer not in found]
         return found
 
     def cancel(self, answer: Answer) -> None:

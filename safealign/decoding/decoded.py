@@ -12,7 +12,7 @@ from safealign.decoding.sampler import RowNoise
 from safealign.decoding.stopping import StopStrings
 from safealign.decoding.trace import Evaluation, Recording
 
-END_OF_TURN, TOKEN_LIMIT, REFUSED, CANCELLED = "stop", "length", "refusal", "cancelled"
+END_OF_TURN, TOKEN_LIMIT, REFUSED, CANCELLED, FAILED = "stop", "length", "refusal", "cancelled", "error"
 
 
 @dataclass(eq=False)
@@ -22,8 +22,8 @@ class DecodedRow:
     `shown`: how many of them may be shown (nothing shown is ever withdrawn). `intervened_at`: the g index at
     which the row turned to REFUSING, None if it did not. `spared`: up to the end of what an intervention inserted, in
     which stop strings do not count: a refusal is shown whole. `woken`: steps at which the token head asked for a
-    window; `stirs`: its logit of each token, if recorded. `finish`: `stop`, `length`, `refusal` (the fixed one)
-    or `cancelled` once done. `eos_ids` end it.
+    window; `stirs`: its logit of each token, if recorded. `finish`: `stop`, `length`, `refusal` (the fixed one),
+    `cancelled` or `error` (its prompt could not be fed) once done. `eos_ids` end it.
     """
 
     prompt: Prompt
@@ -67,6 +67,12 @@ class DecodedRow:
         """The answer is done, all of it may be shown. `reason` None: the one that made the newest token `final`."""
         natural = END_OF_TURN if self.ended else TOKEN_LIMIT
         self.finish, self.shown = reason or natural, len(self.tokens)
+
+    def restart(self) -> None:
+        """As if its prompt had never been fed."""
+        self.tokens, self.trace, self.state = [], [], RowState()
+        self.shown = self.spared = 0
+        self.intervened_at = self.finish = None
 
     def note(
         self,

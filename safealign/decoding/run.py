@@ -6,7 +6,7 @@ from collections import deque
 from collections.abc import Sequence
 from typing import TYPE_CHECKING
 
-from safealign.decoding.decoded import CANCELLED, DecodedRow
+from safealign.decoding.decoded import CANCELLED, FAILED, DecodedRow
 from safealign.decoding.engine import Fed
 from safealign.decoding.interventions import Interventions
 from safealign.decoding.logits import NewestLogits
@@ -36,6 +36,7 @@ class Run:
         self.live: list[DecodedRow] = []
         self.finished = 0
         self._waiting: deque[DecodedRow] = deque()
+        self._one_by_one = 0  # so many prompts are fed alone: they failed together
         self._logits = NewestLogits()
         self._interventions = Interventions(self.engine, self.rules, decoder.policy, decoder.thresholds.p, self._logits)
         listen = self.options.safety and (self.rules.schedule.listens or self.rules.record)
@@ -116,15 +117,37 @@ class Run:
     # ---- the prompt ----------------------------------------------------------------------------------------
 
     def admit(self) -> None:
-        """Fills free rows from the queue and feeds their prompts."""
+        """Fills free rows from the queue and feeds their prompts.
+
+        What the engine raises is raised for one row, whose `finish` says so. It is out of the batch then, and the run
+        can be stepped on; the rows that were to be fed with it still wait.
+        """
         while self._waiting and len(self.live) < self.n_rows and (self.eager or len(self.live) <= self.n_rows * 3 // 4):
-            count = min(len(self._waiting), self.n_rows - len(self.live))
+            count = 1 if self._one_by_one else min(len(self._waiting), self.n_rows - len(self.live))
             rows = [self._waiting.popleft() for _ in range(count)]
             for row, place in zip(rows, self.engine.admit([row.prompt for row in rows]), strict=True):
                 row.place = place
             self.live += rows
-            self._open(rows)
+            self._one_by_one = max(0, self._one_by_one - 1)
+            try:
+                self._open(rows)
+            except Exception:
+                self._take_out(rows)
+                if len(rows) == 1:
+                    rows[0].finish = FAILED
+                    self.finished += 1
+                    raise
+                self._waiting.extendleft(reversed(rows))
+                self._one_by_one = len(rows)
             self._retire()
+
+    def _take_out(self, rows: Sequence[DecodedRow]) -> None:
+        """Undoes the admission of the newest rows."""
+        for row in reversed(rows):  # the last one first, so that nobody has to move
+            self.live.remove(row)
+            self._logits.drop(row)
+            self.engine.close(row.place)
+            row.restart()
 
     def _open(self, rows: Sequence[DecodedRow]) -> None:
         safety = self.options.safety
