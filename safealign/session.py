@@ -177,11 +177,13 @@ def row_text(row: DecodedRow, tokenizer: Any, eos_ids: frozenset[int]) -> str:
 
 
 def shown_thresholds(run: Run) -> dict[str, float | None] | None:
-    """The rules' thresholds as probabilities; None without safety."""
+    """The rules' thresholds as probabilities, None for one that nothing is compared with; None without safety."""
     if not run.options.safety:
         return None
     p = (run.decoder.thresholds or CalibratedThresholds()).p
     logits = {name: getattr(run.rules, f"theta_{name}") for name in ("query", "window", "prefix", "token")}
+    if run.rules.schedule.largest_gap() is None:  # no window of an answer is ever looked at
+        logits["window"] = None
     return {name: None if logit is None else p(logit) for name, logit in logits.items()}
 
 

@@ -20,9 +20,7 @@ class TextStream:
 
     def __init__(self, tokenizer: Any, context: Sequence[int] = ()) -> None:
         self._tokenizer = tokenizer
-        self._ids = list(
-            context[-_CONTEXT:]
-        )  # those that are decoded again, so that spaces come out right, and new ones
+        self._ids = list(context[-_CONTEXT:])  # decoded again with new ones, so that spaces come out right
         self._done = len(self._ids)  # ids whose text is out
         self._out = len(self._decode())  # characters that are out
 

@@ -93,3 +93,10 @@ def test_any_bytes_at_all_join_to_the_text(ids: list[int], data: st.DataObject) 
         text += stream.push(rest[:size])
         rest = rest[size:]
     assert text + stream.finish() == TOKENIZER.decode(ids)
+
+
+def test_endless_special_tokens_cost_as_little() -> None:
+    counting, ids = Counting(), [*TOKENIZER.encode("hi"), *[TOKENIZER.eos_token_id] * 2000]
+    stream = TextStream(counting)
+    assert "".join(stream.push([token]) for token in ids) + stream.finish() == "hi"
+    assert counting.ids < 32 * len(ids)
