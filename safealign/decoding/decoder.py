@@ -20,7 +20,15 @@ class Engine(Protocol):
     """What the decoder needs of an engine; `engine.CachedEngine` is the one that ships."""
 
     def open(
-        self, n_rows: int, longest: int, room: int, *, reach: int = 0, listen: bool = False, static: bool = False
+        self,
+        n_rows: int,
+        longest: int,
+        room: int,
+        *,
+        reach: int = 0,
+        listen: bool = False,
+        static: bool = False,
+        chunk: int | None = None,
     ) -> None:
         """Starts a batch of at most `n_rows`."""
         ...

@@ -56,6 +56,7 @@ class DecodingOptions:
     gate: bool = True  # whether the answer attends to the safety slot
     safety: bool = True  # False: the bare model
     cache: str = "dynamic"  # keys and values: grow with the text | static: allocated at once for the longest answer
+    prefill_chunk: int = 512  # tokens of a prompt that are fed in one forward
     fused: bool = True  # evaluate the safety row in the token's own forward instead of one of its own
     trigger: str = DEFAULT_TRIGGER  # what `medium` inserts
     refusal: str = DEFAULT_REFUSAL  # what `high` ends with
@@ -159,6 +160,7 @@ _LIMITS = {
     "r1": _Limit(0),
     "r2": _Limit(1),
     "r3": _Limit(1),
+    "prefill_chunk": _Limit(1),
     "max_new_tokens": _Limit(1),
     "min_new_tokens": _Limit(0),
     "temperature": _Limit(0, whole=False, note=" (0 is greedy)"),

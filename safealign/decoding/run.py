@@ -40,8 +40,8 @@ class Run:
         self._logits = NewestLogits()
         self._interventions = Interventions(self.engine, self.rules, decoder.policy, decoder.thresholds.p, self._logits)
         listen = self.options.safety and (self.rules.schedule.listens or self.rules.record)
-        static = self.options.cache == "static"
-        self.engine.open(n_rows, longest, room, reach=self._reach(), listen=listen, static=static)
+        static, chunk = self.options.cache == "static", self.options.prefill_chunk
+        self.engine.open(n_rows, longest, room, reach=self._reach(), listen=listen, static=static, chunk=chunk)
 
     @property
     def busy(self) -> bool:
