@@ -135,6 +135,7 @@ class Sampler:
         chosen = spread(requests, getattr(self.settings, kind))
 
         def sample() -> list[Record]:
+            """The chosen requests with fresh answers."""
             limit = getattr(self.settings, f"{kind}_max_new_tokens")
             answers = self.answer([record.prompt for record in chosen], limit, progress)
             return [

@@ -230,6 +230,8 @@ class DecodingConfig:
     theta_window: Any = probability_or("calibrated")
     theta_prefix: Any = probability_or("calibrated")
     theta_token: Any = probability_or("calibrated")
+    cache: str = choice("dynamic", "static")
+    prefill_chunk: int = at_least(1)
     fused: bool
     max_new_tokens: int = at_least(1)
     min_new_tokens: int = at_least(0)

@@ -205,6 +205,7 @@ def frozen_features(parts: SafetyParts, model: SafeModel) -> Any:
     """Request features of an untouched model, as the head of `parts` reads them."""
 
     def features(records: Sequence[Record]) -> torch.Tensor:
+        """`[N, F]`, one row for each request."""
         prompts = [model.renderer.render(record.prompt) for record in records]
         layouts = [build_layout(p, [request_row(p, model.rows.placement)]) for p in prompts]
         found = layout_features(parts, [p.input_ids for p in prompts], layouts)

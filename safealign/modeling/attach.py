@@ -174,6 +174,7 @@ class SafetyParts:
 
     def _after_block(self, depth: int) -> Any:
         def hook(module: nn.Module, args: Any, output: Any) -> None:
+            """Keeps the block's output."""
             if self._active is not None and self._active.plan.capture:
                 self._active.blocks[depth] = output[0] if isinstance(output, tuple) else output
                 if self._active.plan.features_only and depth == self._read[-1]:

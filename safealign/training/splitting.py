@@ -20,6 +20,7 @@ def families(records: Sequence[Record]) -> list[str]:
     parent: dict[str, str] = {}
 
     def root(name: str) -> str:
+        """The name that stands for the family of `name`."""
         while parent.setdefault(name, name) != name:
             name = parent[name]
         return name
