@@ -10,6 +10,7 @@ from rich.console import Console
 
 from safealign.commands import run_command
 from safealign.config.roots import TrainConfig
+from safealign.sweep import gather
 
 
 def main(config: TrainConfig) -> None:
@@ -32,4 +33,4 @@ def main(config: TrainConfig) -> None:
 
 
 if __name__ == "__main__":
-    sys.exit(run_command(main))
+    sys.exit(run_command(main, after_sweep=gather))

@@ -119,7 +119,7 @@ def _start(config: TrainConfig) -> Any:
     try:
         run = wandb.init(
             project=config.logger.project or os.environ.get("WANDB_PROJECT", "safealign"),
-            name=config.name,
+            name=folder.name,  # of a sweep's jobs: what each varies
             dir=folder,
             mode=tracking_mode(config),  # type: ignore[arg-type]
             config=asdict(config),
