@@ -147,7 +147,9 @@ def _through_hydra(
     """
     overrides = write_out(parsed.overrides, config_name, parsed.config_dir)
     refuse(list(problems_of_overrides(overrides, config_name, parsed.config_dir).values()))
-    sweeps = record and parsed.multirun and not (parsed.cfg or parsed.info or parsed.help or parsed.hydra_help)
+    if parsed.multirun and (parsed.cfg or parsed.info):
+        raise ConfigError("--cfg and --info show one config and run nothing: leave -m and the lists of values out")
+    sweeps = record and parsed.multirun and not (parsed.help or parsed.hydra_help)
     root, names = _plan_sweep(parsed.overrides, config_name, parsed.config_dir) if sweeps else (None, [])
     keys, status = swept_keys(overrides) if sweeps else [], [0]
 
