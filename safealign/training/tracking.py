@@ -118,7 +118,7 @@ def _start(config: TrainConfig) -> Any:
     settings = wandb.Settings(console="off", disable_git=True, disable_code=True, save_code=False, silent=True)
     try:
         run = wandb.init(
-            project=config.logger.project or os.environ.get("WANDB_PROJECT", "safealign"),
+            project=os.environ.get("WANDB_PROJECT") or config.logger.project or "safealign",
             name=folder.name,  # of a sweep's jobs: what each varies
             dir=folder,
             mode=tracking_mode(config),  # type: ignore[arg-type]

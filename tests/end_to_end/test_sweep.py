@@ -4,7 +4,11 @@ from __future__ import annotations
 
 import csv
 import json
+import os
+import subprocess
+import sys
 from pathlib import Path
+from unittest import mock
 
 import pytest
 
@@ -19,9 +23,12 @@ NAMES = ["safety.lambda_cls-0.1", "safety.lambda_cls-1"]
 
 @pytest.fixture(scope="module")
 def root(overrides: list[str], tmp_path_factory: pytest.TempPathFactory) -> Path:
-    folder = tmp_path_factory.mktemp("sweep") / "lambdas"
-    argv = ["-m", *overrides, "safety.lambda_cls=0.1,1", f"run_dir={folder}"]
-    assert run_command(train, argv=argv, after_sweep=gather) == 0
+    place = tmp_path_factory.mktemp("sweep")
+    folder = place / "lambdas"
+    argv = ["-m", *overrides, "safety.lambda_cls=0.1,1", f"run_dir={folder}", "logger=wandb", "logger.mode=offline"]
+    homes = {f"WANDB_{name}_DIR": str(place / name.lower()) for name in ("DATA", "CACHE", "CONFIG")}
+    with mock.patch.dict(os.environ, homes):
+        assert run_command(train, argv=argv, after_sweep=gather) == 0
     return folder
 
 
@@ -34,6 +41,15 @@ def test_each_value_has_a_whole_run_and_the_table_has_both(root: Path) -> None:
     assert [(row["safety.lambda_cls"], row["state"]) for row in rows] == [("0.1", "complete"), ("1", "complete")]
     assert rows[0]["eval_safety/loss"] != rows[1]["eval_safety/loss"]
     assert (root / "report/sweep.png").read_bytes().startswith(b"\x89PNG")
+
+
+def test_each_job_has_a_wandb_run_of_its_own_named_after_it(root: Path) -> None:
+    for name, weight in zip(NAMES, (0.1, 1), strict=True):
+        (run,) = (root / name).glob("wandb/offline-run-*")
+        command = [sys.executable, "-m", "wandb", "leet", "inspect", "--summary", "--json", str(run)]
+        found = json.loads(subprocess.run(command, capture_output=True, text=True, check=True).stdout)
+        assert name in json.dumps(found) and found["config"]["safety"]["lambda_cls"] == weight
+        assert found["summary"]["train/global_step"] == 4
 
 
 def test_a_run_that_failed_or_was_cut_off_later_is_named(root: Path) -> None:

@@ -16,6 +16,7 @@ import pytest
 from safealign.commands import run_command
 from safealign.data.records import BENIGN, MALICIOUS, Message, Record
 from safealign.data.sources import load_records
+from safealign.errors import AssetError
 from safealign.train import main
 
 SUITE = ["suite=smoke", "suite.prompts.everyday=0"]
@@ -121,8 +122,32 @@ def test_no_text_of_a_harmful_example_and_no_key_is_in_any_file(
     harmful = [record for record in [*trained, *_set("harmful")] if record.label == MALICIOUS]
     texts = {message.content for record in harmful for message in record.messages} | {"s3cret"}
     assert len(texts) > 40
-    content = b"".join(path.read_bytes() for path in sorted((run_dir / "wandb").rglob("*")) if path.is_file())
-    # The log's own blocks could split a text: the records are read as well.
-    content += _inspect("--json", str(offline_run)).encode()
-    assert b"samples/outcomes" in content and b"harmful/3" in content, "this search would find what is there"
-    assert not [text for text in texts if text.encode() in content]
+    content = _everything(run_dir, offline_run)
+    assert "samples/outcomes" in content and "harmful/3" in content, "this search would find what is there"
+    assert not [text for text in texts if text in content]
+
+
+@pytest.mark.slow
+def test_nor_is_any_text_of_the_real_data_sets(tmp_path: Path) -> None:
+    try:
+        sources = [load_records(name) for name in ("advbench_categories", "matched_pairs", "harmbench_test")]
+    except AssetError as error:
+        pytest.skip(str(error))
+    run_dir = tmp_path / "run"
+    wanted = ["+recipe=llama_lora", "debug=smoke", "logger=wandb", "logger.mode=offline", f"run_dir={run_dir}"]
+    homes = {f"WANDB_{name}_DIR": str(tmp_path / name.lower()) for name in ("DATA", "CACHE", "CONFIG")}
+    with mock.patch.dict(os.environ, homes):
+        assert run_command(main, argv=wanted) == 0
+    (offline_run,) = run_dir.glob("wandb/offline-run-*")
+    content = _everything(run_dir, offline_run)
+    harmful = [record for records in sources for record in records if record.label == MALICIOUS]
+    texts = {message.content.strip() for record in harmful for message in record.messages}
+    assert len(texts) > 500 and "harmbench/" in content
+    assert not [text for text in texts if text in content]
+
+
+def _everything(run_dir: Path, offline_run: Path) -> str:
+    """All files below `wandb/`, and the log's records once more, for its blocks could split a text."""
+    files = [path for path in sorted((run_dir / "wandb").rglob("*")) if path.is_file()]
+    read = [path.read_bytes().decode("utf-8", errors="replace") for path in files]
+    return "\n".join([*read, _inspect("--json", str(offline_run))])
