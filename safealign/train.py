@@ -10,17 +10,21 @@ from rich.console import Console
 
 from safealign.commands import run_command
 from safealign.config.roots import TrainConfig
+from safealign.sweep import gather
 
 
 def main(config: TrainConfig) -> None:
     """Runs one training job as configured; everything it makes lies in `config.run_dir`."""
     from safealign.training.evaluating import evaluate_built
     from safealign.training.pipeline import build
+    from safealign.training.tracking import tracked
 
     console = Console()
     started = time.monotonic()
-    built = build(config, console)
-    evaluate_built(config, built, console, " ".join(["python -m safealign.train", *sys.argv[1:]]))
+    command = " ".join(["python -m safealign.train", *sys.argv[1:]])
+    with tracked(config, console) as tracker:
+        built = build(config, console, tracker)
+        evaluate_built(config, built, console, command, tracker)
     minutes = (time.monotonic() - started) / 60
     console.print(f"\n[bold]done[/] in {minutes:.1f} min. Export: {built.export}", highlight=False)
     if config.suite.name != "none":
@@ -29,4 +33,4 @@ def main(config: TrainConfig) -> None:
 
 
 if __name__ == "__main__":
-    sys.exit(run_command(main))
+    sys.exit(run_command(main, after_sweep=gather))

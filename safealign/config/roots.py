@@ -118,6 +118,14 @@ class ServeConfig:
     verdicts: str = choice("none", "request", "trace")
 
 
+@dataclass(kw_only=True)
+class SweepConfig:
+    """conf/sweep.yaml: the runs of a sweep side by side."""
+
+    folder: str
+    system: str
+
+
 # Root config name (a file in conf/) -> its schema. The store's names are what `defaults` lists first.
 ROOTS: dict[str, type] = {
     "config": TrainConfig,
@@ -125,6 +133,7 @@ ROOTS: dict[str, type] = {
     "export": ExportConfig,
     "chat": ChatConfig,
     "serve": ServeConfig,
+    "sweep": SweepConfig,
 }
 
 

@@ -28,6 +28,7 @@ from safealign.training.prepare import TrainingData
 from safealign.training.safety_loss import SafetyObjective
 from safealign.training.sft import LENGTH_KEY, SafetySFTTrainer, example_dataset
 from safealign.training.token_head import fit_token_head
+from safealign.training.tracking import Tracker
 from safealign.training.warm_start import refit_windows, warm_start
 
 # conf/objective: the trainer of each.
@@ -45,7 +46,14 @@ class TrainedModel:
     seconds: float
 
 
-def fit(config: TrainConfig, model: Any, renderer: Renderer, data: TrainingData, console: Console) -> TrainedModel:
+def fit(
+    config: TrainConfig,
+    model: Any,
+    renderer: Renderer,
+    data: TrainingData,
+    console: Console,
+    tracker: Tracker | None = None,
+) -> TrainedModel:
     """Attaches the safety parts, starts the head warm, trains; the model is changed in place."""
     started = time.monotonic()
     parts = attach_from(config, model, renderer)
@@ -54,6 +62,8 @@ def fit(config: TrainConfig, model: Any, renderer: Renderer, data: TrainingData,
         start_head(config, parts, data, console)
     torch.manual_seed(config.seed)  # the adapter's first weights must not depend on what was sampled before
     trainer = build_trainer(config, model, renderer, data, parts, console)
+    for callback in (tracker or Tracker()).callbacks():
+        trainer.add_callback(callback)
     trainer.train()
     trained: Any = trainer.model
     trained.eval()
@@ -221,14 +231,11 @@ def planned_steps(config: TrainConfig, n_examples: int) -> int:
 
 
 def _reporters(config: TrainConfig) -> str:
-    if config.logger.name == "wandb":
-        from safealign.training.callbacks.wandb_mode import prepare_wandb
-
-        prepare_wandb(config)
     if config.logger.name == "tensorboard":
         # Without it the callback writes among the checkpoints.
         os.environ["TENSORBOARD_LOGGING_DIR"] = str(Path(config.run_dir).resolve() / "tensorboard")
-    return config.logger.name
+    # W&B's run outlives the trainer: `tracking` owns it.
+    return "none" if config.logger.name == "wandb" else config.logger.name
 
 
 def require_examples(data: TrainingData) -> None:

@@ -108,7 +108,14 @@ class SafetyLossMixin:
         inputs["shift_labels"] = shift_labels
         with self.parts.armed(plan_for(batch, compact)) as capture:
             loss = super().compute_loss(model, inputs, *args, **kwargs)  # type: ignore[misc]
+        self._note_lm_loss(loss)
         return loss + self._safety_loss(capture, batch, examples)
+
+    def _note_lm_loss(self, loss: torch.Tensor) -> None:
+        """TRL's own part of the loss; a micro-batch's is divided by the tokens of the whole step."""
+        training: bool = self.model.training  # type: ignore[attr-defined]
+        parts = self.current_gradient_accumulation_steps if training else 1  # type: ignore[attr-defined]
+        self._metrics["train" if training else "eval"]["lm/loss"].append(loss.item() * parts)  # type: ignore[attr-defined]
 
     def _safety_loss(self, capture: Capture, batch: SafetyBatch, examples: torch.Tensor) -> torch.Tensor:
         logits = batch_logits(self.parts, capture, batch)
