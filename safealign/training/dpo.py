@@ -17,6 +17,7 @@ from trl import DPOTrainer
 from safealign.layout.collate import SafetyBatch
 from safealign.modeling.attach import Capture, RowPlan, SafetyParts
 from safealign.modeling.features import plan_for
+from safealign.training.collator import LENGTH_KEY
 from safealign.training.pair_examples import REFERENCE_KEYS
 from safealign.training.reference_cache import ReferenceCache, reference_digest
 from safealign.training.safety_loss import SafetyLossMixin, SafetyObjective, compact_labels
@@ -78,6 +79,10 @@ class SafetyDPOTrainer(SafetyLossMixin, DPOTrainer):  # type: ignore[misc]
         policy: Any = self.model
         if REFERENCE_ADAPTER in getattr(policy, "peft_config", {}):
             policy.set_adapter("default")  # TRL leaves its copies of the safety parts trainable
+
+    def _set_signature_columns_if_needed(self) -> None:
+        super()._set_signature_columns_if_needed()
+        self._signature_columns = list(dict.fromkeys([*self._signature_columns, LENGTH_KEY]))  # batches of one length
 
     def _prepare_dataset(self, dataset: Dataset, *args: Any, **kwargs: Any) -> Dataset:
         """Nothing: our pairs are token ids already."""
