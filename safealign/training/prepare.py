@@ -299,9 +299,12 @@ def _report(records: Sequence[Record], leaks: dict[str, dict[str, int]], data: T
 def describe(data: TrainingData) -> list[str]:
     """The data report in a few lines for the terminal."""
     report = data.report
-    return [
+    examples = (
         f"training data: {report['examples']['train']} examples, {report['tokens']['rows']:,} rows "
-        f"({report['tokens']['trained']:,} trained), {report['examples']['validation']} for validation",
+        f"({report['tokens']['trained']:,} trained), {report['examples']['validation']} for validation"
+    )
+    return [
+        *([examples] if data.train or not report["pairs"] else []),
         *([_describe_pairs(report["pairs"])] if report["pairs"] else []),
         "  safety rows: " + ", ".join(f"{n} {name}" for name, n in sorted(report["safety_rows"].items())),
         f"  held out for calibration: {sum(report['calibration_requests'].values())} benign requests",

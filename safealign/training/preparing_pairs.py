@@ -11,7 +11,7 @@ from typing import Any
 from safealign.config.roots import TrainConfig
 from safealign.data.preference_pairs import PairSettings, build_pairs
 from safealign.data.preferences import Preference, load_preferences
-from safealign.data.records import MALICIOUS, Record
+from safealign.data.records import BENIGN, MALICIOUS, Record
 from safealign.data.rendering import Renderer
 from safealign.errors import AssetError, DataError
 from safealign.judges.refusal import RefusalMatcher
@@ -132,9 +132,14 @@ def _report(train: Sequence[Preference], validation: Sequence[Preference], pairs
     return {
         "train": len(pairs.train),
         "validation": len(pairs.validation),
-        "labels": dict(Counter(preference.label for preference in train)),
+        "labels": dict(Counter(_label(pair) for pair in pairs.train)),
         "sources": dict(Counter(str(preference.source) for preference in train)),
         "too_long": len(train) + len(validation) - len(pairs.train) - len(pairs.validation),
         "rows": sum(pair.n_tokens for pair in pairs.train),
         "digest": digest.hexdigest()[:32],
     }
+
+
+def _label(pair: PairExample) -> str:
+    """What the request's verdict is trained towards."""
+    return MALICIOUS if pair.chosen.layout.safety[0].label else BENIGN
