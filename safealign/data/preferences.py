@@ -51,9 +51,7 @@ class Preference:
 
     def _record(self, answer: str, answer_label: str, complete: bool) -> Record:
         turns = (*self.prompt, Message("assistant", answer))
-        return Record(
-            turns, self.label, answer_label, (), self.id, self.source, self.category, self.where, complete
-        )
+        return Record(turns, self.label, answer_label, (), self.id, self.source, self.category, self.where, complete)
 
 
 def load_preferences(

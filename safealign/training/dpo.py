@@ -176,5 +176,3 @@ def forget_reference(model: Any) -> None:
     """Removes TRL's `ref` copy of an adapter once nothing needs it any more."""
     if REFERENCE_ADAPTER in getattr(model, "peft_config", {}):
         model.delete_adapter(REFERENCE_ADAPTER)
-
-

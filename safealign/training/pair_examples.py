@@ -56,9 +56,7 @@ def build_pair_examples(
     return sorted(fitting, key=lambda pair: pair.n_tokens)
 
 
-def _pair(
-    preference: Preference, renderer: Renderer, settings: ExampleSettings, rng: random.Random
-) -> PairExample:
+def _pair(preference: Preference, renderer: Renderer, settings: ExampleSettings, rng: random.Random) -> PairExample:
     slot = draw_slot(settings, rng)
     chosen, rejected = preference.sides
     return PairExample(

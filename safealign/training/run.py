@@ -27,6 +27,7 @@ from safealign.training.dpo import SafetyDPOTrainer, forget_reference
 from safealign.training.memory import release
 from safealign.training.pair_stage import pair_trainer
 from safealign.training.prepare import TrainingData
+from safealign.training.preparing_pairs import Pairs
 from safealign.training.safety_loss import SafetyObjective
 from safealign.training.sft import SafetySFTTrainer, example_dataset
 from safealign.training.stages import DPO, SFT, of_stage, stages
@@ -76,10 +77,10 @@ def fit(
             del trainer  # with its optimiser, before the next one makes its own
             release()
     trained.eval()
+    forget_reference(trained)
     if trains_head and refit_head(config, trained, parts, data, console) and trainer.eval_dataset is not None:
         trainer.evaluate()
         trained.eval()
-    forget_reference(trained)
     if trains_head:
         start_token_head(config, trained, parts, data, console)
     return TrainedModel(trained, parts, history, steps, time.monotonic() - started)
@@ -141,9 +142,8 @@ def build_trainer(
     `model`: the causal LM, or the PEFT model that the stage before left.
     """
     config, several = of_stage(config, stage), len(stages(config)) > 1
-    pairs = stage == DPO
-    n_train, n_held = (len(side) for side in ((data.pairs.train, data.pairs.validation) if pairs else _sides(data)))
-    common = common_arguments(config, n_train, n_held > 0, stage if several else "")
+    rows: Pairs | TrainingData = data.pairs if stage == DPO else data
+    common = common_arguments(config, len(rows.train), bool(rows.validation), stage if several else "")
     shared = {
         "model": model,
         "processing_class": renderer.tokenizer,
@@ -160,7 +160,7 @@ def build_trainer(
         config.trainer.head_learning_rate,
     )
     trainer: SafetySFTTrainer | SafetyDPOTrainer
-    if pairs:
+    if stage == DPO:
         trainer = pair_trainer(config, data.pairs, parts, objective, common, shared, console)
     else:
         trainer = _sft_trainer(data, parts, objective, common, shared)
@@ -169,10 +169,6 @@ def build_trainer(
     trainer.remove_callback(ProgressCallback)
     trainer.remove_callback(PrinterCallback)
     return trainer
-
-
-def _sides(data: TrainingData) -> tuple[list[Any], list[Any]]:
-    return data.train, data.validation
 
 
 def _sft_trainer(

@@ -2,9 +2,9 @@
 
 from __future__ import annotations
 
-from dataclasses import fields, replace
+from dataclasses import replace
+from typing import Any
 
-from safealign.config.groups import TrainerConfig
 from safealign.config.roots import TrainConfig
 
 SFT, DPO = "sft", "dpo"
@@ -21,6 +21,14 @@ def of_stage(config: TrainConfig, stage: str) -> TrainConfig:
     """The config with the trainer settings that hold in `stage`."""
     if stage != DPO:
         return config
-    names = {spec.name for spec in fields(TrainerConfig)} & {spec.name for spec in fields(config.objective.dpo)}
-    own = {name: value for name in names if (value := getattr(config.objective.dpo, name)) is not None}
-    return replace(config, trainer=replace(config.trainer, **own))
+    dpo = config.objective.dpo
+    own: dict[str, Any] = {
+        "epochs": dpo.epochs,
+        "max_steps": dpo.max_steps,
+        "batch_size": dpo.batch_size,
+        "gradient_accumulation": dpo.gradient_accumulation,
+        "learning_rate": dpo.learning_rate,
+        "head_learning_rate": dpo.head_learning_rate,
+    }
+    given = {name: value for name, value in own.items() if value is not None}
+    return replace(config, trainer=replace(config.trainer, **given))

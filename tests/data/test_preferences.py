@@ -66,7 +66,10 @@ FAULTY = [
     (row(prompt=None), "prompt is missing"),
     (row(prompt=5), "prompt must be text or a list of turns"),
     (row(prompt=[{"role": "wizard", "content": "x"}]), "unknown role 'wizard'"),
-    (row(prompt=[{"role": "user", "content": "x"}, {"role": "assistant", "content": "y"}]), "ends with an assistant turn"),
+    (
+        row(prompt=[{"role": "user", "content": "x"}, {"role": "assistant", "content": "y"}]),
+        "ends with an assistant turn",
+    ),
     (row(chosen=None), "chosen is missing"),
     (row(rejected="  "), "rejected is empty"),
     (row(chosen=["x"]), "chosen must be text, or a list with one assistant turn"),
@@ -145,7 +148,9 @@ def test_both_sorts_are_made_and_a_refusal_is_on_the_right_side() -> None:
     by_label = {label: [pair for pair in pairs if pair.label == label] for label in (BENIGN, MALICIOUS)}
     assert (len(by_label[MALICIOUS]), len(by_label[BENIGN])) == (5, 9)
     for pair in by_label[MALICIOUS]:
-        assert pair.chosen.startswith(TRIGGER) and pair.rejected.startswith("First") and pair.rejected_label == MALICIOUS
+        assert (
+            pair.chosen.startswith(TRIGGER) and pair.rejected.startswith("First") and pair.rejected_label == MALICIOUS
+        )
     for pair in by_label[BENIGN]:
         assert pair.rejected.startswith(TRIGGER) and not refused(pair.chosen) and pair.rejected_label == BENIGN
     assert len({pair.id for pair in pairs}) == len(pairs)

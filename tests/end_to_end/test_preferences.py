@@ -5,12 +5,16 @@ from __future__ import annotations
 import json
 import re
 from pathlib import Path
+from typing import Any
 
 import pytest
+import torch
 
 import safealign
 from safealign.commands import run_command
 from safealign.train import main as train
+from safealign.training import run
+from safealign.training.run import build_trainer
 from safealign.validate import main as validate
 
 
@@ -32,7 +36,13 @@ def own_pairs(tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 def _arguments(overrides: list[str], recipe: str, pairs: Path, *more: str) -> list[str]:
     own = [item for item in overrides if not item.startswith("+recipe")]
-    return [f"+recipe={recipe}", *own, f"data.preferences.sources=[{{source: '{pairs}'}}]", "data.max_length=220", *more]
+    return [
+        f"+recipe={recipe}",
+        *own,
+        f"data.preferences.sources=[{{source: '{pairs}'}}]",
+        "data.max_length=220",
+        *more,
+    ]
 
 
 def _metrics(folder: Path) -> list[dict[str, object]]:
@@ -56,7 +66,9 @@ def test_both_stages_run_and_end_in_one_export(both_stages: Path) -> None:
     names = {"dpo/loss", "dpo/sft_loss", "rewards/margins", "safety/loss", "eval_safety/request/auroc"}
     assert names | {"eval_safety/window/auroc", "eval_dpo/loss"} <= dpo
     assert [path.name for path in (both_stages / "checkpoints").iterdir()] == ["step-8"]
-    out = safealign.load(both_stages / "export").generate([{"role": "user", "content": "Fold a bird"}], max_new_tokens=4)
+    out = safealign.load(both_stages / "export").generate(
+        [{"role": "user", "content": "Fold a bird"}], max_new_tokens=4
+    )
     assert out.p is not None
 
 
@@ -65,6 +77,37 @@ def test_pairs_of_both_labels_and_of_the_users_own_are_counted(both_stages: Path
     pairs = card["training"]["pairs"]
     assert set(pairs["labels"]) == {"benign", "malicious"} and pairs["sources"]["pairs"] > 0
     assert card["training"]["examples"]["train"] > 0
+
+
+def test_the_second_stage_of_the_command_starts_where_the_first_ended(
+    overrides: list[str], own_pairs: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    ends: dict[str, dict[str, torch.Tensor]] = {}
+    starts: dict[str, dict[str, torch.Tensor]] = {}
+
+    def weights(trainer: Any) -> dict[str, torch.Tensor]:
+        kept = ("lora_", "safety_")
+        named = {n: p for n, p in trainer.model.named_parameters() if any(part in n for part in kept)}
+        return {name: p.detach().clone() for name, p in named.items() if ".default" in name}
+
+    def watched(*args: Any) -> Any:
+        stage, trainer = args[-1], build_trainer(*args)
+        starts[stage], plain = weights(trainer), trainer.train
+
+        def train_and_look() -> Any:
+            plain()
+            ends[stage] = weights(trainer)
+
+        trainer.train = train_and_look
+        return trainer
+
+    monkeypatch.setattr(run, "build_trainer", watched)
+    assert (
+        run_command(train, argv=_arguments(overrides, "llama_sft_dpo", own_pairs, f"run_dir={tmp_path / 'job'}")) == 0
+    )
+    assert starts["dpo"].keys() == ends["sft"].keys() and any("safety_head" in name for name in ends["sft"])
+    assert all(torch.equal(starts["dpo"][name], value) for name, value in ends["sft"].items())
+    assert any(not torch.equal(starts["sft"][name], value) for name, value in ends["sft"].items() if "lora_B" in name)
 
 
 def test_preferences_alone_train_on_pairs_alone(overrides: list[str], own_pairs: Path, tmp_path: Path) -> None:
@@ -79,7 +122,9 @@ def test_preferences_alone_train_on_pairs_alone(overrides: list[str], own_pairs:
 
 
 @pytest.mark.parametrize("recipe", ["llama_dpo", "llama_sft_dpo"])
-def test_validate_estimates_every_stage(overrides: list[str], own_pairs: Path, tmp_path: Path, recipe: str, capsys) -> None:  # type: ignore[no-untyped-def]
+def test_validate_estimates_every_stage(
+    overrides: list[str], own_pairs: Path, tmp_path: Path, recipe: str, capsys
+) -> None:  # type: ignore[no-untyped-def]
     argv = _arguments(overrides, recipe, own_pairs, f"run_dir={tmp_path / 'none'}")
     assert run_command(validate, argv=argv, record=False, tolerant=True) == 0
     shown = capsys.readouterr().out

@@ -30,7 +30,9 @@ OFF = SafetyObjective(lambda_cls=0.0)
 BAD = "Step one, do the placeholder deed; step two, do it again."
 
 
-def preference(prompt: str, chosen: str, rejected: str, label: str, rejected_label: str = BENIGN, **more: Any) -> Preference:
+def preference(
+    prompt: str, chosen: str, rejected: str, label: str, rejected_label: str = BENIGN, **more: Any
+) -> Preference:
     return Preference((Message("user", prompt),), chosen, rejected, label, rejected_label, id=prompt, **more)
 
 
@@ -231,6 +233,17 @@ def test_accumulated_equals_one_batch(kit, tmp_path: Path, peft: bool) -> None:
             torch.testing.assert_close(found[name], expected[name], atol=2e-5, rtol=1e-4)
 
 
+def test_checkpointing_changes_no_gradient(kit, tmp_path: Path) -> None:
+    pairs = pairs_of(kit, 0.25)
+    plain, saving = (
+        kit.run(safe_trainer(kit, tmp_path, pairs, SafetyObjective(1.0), peft=True, gradient_checkpointing=saves))
+        for saves in (False, True)
+    )
+    for found, expected in zip(saving.gradients, plain.gradients, strict=True):
+        for name in expected:
+            torch.testing.assert_close(found[name], expected[name], atol=1e-5, rtol=1e-4)
+
+
 def test_the_loss_is_the_sum_of_its_parts(kit, tmp_path: Path) -> None:
     trainer = safe_trainer(kit, tmp_path, pairs_of(kit, 0.25), SafetyObjective(0.7), sft_weight=0.3, max_steps=1)
     ran = kit.run(trainer)
@@ -245,7 +258,9 @@ def test_the_chosen_answers_alone_are_made_likelier(kit, tmp_path: Path) -> None
     other = [replace(pair, rejected=replace(pair.chosen, labels=pair.rejected.labels)) for pair in other]
     found = []
     for drawn in (pairs, other):
-        trainer = safe_trainer(kit, tmp_path, drawn, sft_weight=1.0, beta=1e-9, max_steps=1, per_device_train_batch_size=8)
+        trainer = safe_trainer(
+            kit, tmp_path, drawn, sft_weight=1.0, beta=1e-9, max_steps=1, per_device_train_batch_size=8
+        )
         found.append(kit.run(trainer).gradients[0])
     for name, gradient in found[0].items():
         torch.testing.assert_close(found[1][name], gradient, atol=1e-6, rtol=1e-4)

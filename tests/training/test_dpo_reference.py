@@ -49,7 +49,9 @@ def test_what_was_written_is_read_again(cache: ReferenceCache, said: list[str]) 
 CHANGES: list[Callable[[ReferenceCache], str]] = [
     lambda cache: cache.key("other weights", COLUMNS),
     lambda cache: cache.key("w", COLUMNS | {"chosen_ids": [[4], [9]]}),
-    lambda cache: cache.key("w", COLUMNS | {"chosen_ids": COLUMNS["rejected_ids"], "rejected_ids": COLUMNS["chosen_ids"]}),
+    lambda cache: cache.key(
+        "w", COLUMNS | {"chosen_ids": COLUMNS["rejected_ids"], "rejected_ids": COLUMNS["chosen_ids"]}
+    ),
     lambda cache: ReferenceCache(cache.folder, {"template": "u", "max_length": 64}).key("w", COLUMNS),
     lambda cache: ReferenceCache(cache.folder, {"template": "t", "max_length": 65}).key("w", COLUMNS),
 ]
@@ -62,7 +64,9 @@ def test_a_changed_input_has_another_key(cache: ReferenceCache, change: Callable
 
 
 @given(cut=st.integers(0, 400), data=st.data())
-def test_a_torn_or_changed_file_is_noticed(tmp_path_factory: pytest.TempPathFactory, cut: int, data: st.DataObject) -> None:
+def test_a_torn_or_changed_file_is_noticed(
+    tmp_path_factory: pytest.TempPathFactory, cut: int, data: st.DataObject
+) -> None:
     said: list[str] = []
     cache = ReferenceCache(tmp_path_factory.mktemp("cache"), {}, said.append)
     key = cache.key("w", COLUMNS)
