@@ -274,6 +274,8 @@ def _report(records: Sequence[Record], leaks: dict[str, dict[str, int]], data: T
     digest = hashlib.sha256()
     for example in examples:
         digest.update(repr((example.input_ids, example.labels)).encode())
+    for preference in data.pairs.train:
+        digest.update(repr([side.input_ids for side in preference.sides]).encode())
     return {
         "records": dict(Counter(f"{r.source}/{r.label}" for r in records)),
         "leaks_left_out": leaks,

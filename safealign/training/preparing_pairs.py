@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import hashlib
 from collections import Counter
 from collections.abc import Sequence
 from dataclasses import dataclass, field, replace
@@ -126,9 +125,6 @@ def _own_sides(
 
 
 def _report(train: Sequence[Preference], validation: Sequence[Preference], pairs: Pairs) -> dict[str, Any]:
-    digest = hashlib.sha256()
-    for pair in pairs.train:
-        digest.update(repr([side.input_ids for side in pair.sides]).encode())
     return {
         "train": len(pairs.train),
         "validation": len(pairs.validation),
@@ -136,7 +132,6 @@ def _report(train: Sequence[Preference], validation: Sequence[Preference], pairs
         "sources": dict(Counter(str(preference.source) for preference in train)),
         "too_long": len(train) + len(validation) - len(pairs.train) - len(pairs.validation),
         "rows": sum(pair.n_tokens for pair in pairs.train),
-        "digest": digest.hexdigest()[:32],
     }
 
 

@@ -67,7 +67,7 @@ def fit(
         if len(stages(config)) > 1:
             console.print(f"stage: {stage}", highlight=False)
         trainer = build_trainer(config, trained, renderer, data, parts, console, stage)
-        for callback in (tracker or Tracker()).callbacks():
+        for callback in (tracker or Tracker()).callbacks(steps):
             trainer.add_callback(callback)
         trainer.train()
         trained = trainer.model
