@@ -82,6 +82,15 @@ class SamplingConfig:
 
 
 @dataclass(kw_only=True)
+class PreferencesConfig:
+    """data.preferences: the pairs of objective=dpo."""
+
+    sources: list[SourceConfig]
+    refusals: int = at_least(0)
+    answers: int = at_least(0)
+
+
+@dataclass(kw_only=True)
 class DataConfig:
     """conf/data: what is trained on and what must stay unseen."""
 
@@ -93,6 +102,7 @@ class DataConfig:
     leak_check: LeakCheckConfig
     mix: MixConfig
     sampling: SamplingConfig
+    preferences: PreferencesConfig
     refusals: int = at_least(0)
     benign_answers: int = at_least(0)
     harmful_answers: int = at_least(0)
@@ -103,11 +113,50 @@ class DataConfig:
     max_length: int = at_least(16)
 
 
+# Every loss type of TRL's DPOTrainer.
+PREFERENCE_LOSSES = (
+    "sigmoid",
+    "hinge",
+    "ipo",
+    "exo_pair",
+    "nca_pair",
+    "robust",
+    "bco_pair",
+    "sppo_hard",
+    "aot",
+    "aot_unpaired",
+    "apo_zero",
+    "apo_down",
+    "discopop",
+    "sft",
+    "sigmoid_norm",
+)
+
+
+@dataclass(kw_only=True)
+class DPOConfig:
+    """objective.dpo: preference training."""
+
+    after_sft: bool
+    loss_weights: list[float] | None
+    loss_type: list[str] = choice(*PREFERENCE_LOSSES)
+    beta: float = positive()
+    label_smoothing: float = between(0, 0.5)
+    sft_weight: float = at_least(0)
+    epochs: float | None = positive()
+    max_steps: int | None = at_least(-1)
+    batch_size: int | None = at_least(1)
+    gradient_accumulation: int | None = at_least(1)
+    learning_rate: float | None = positive()
+    head_learning_rate: float | None = positive()
+
+
 @dataclass(kw_only=True)
 class ObjectiveConfig:
     """conf/objective: the loss on the text itself."""
 
-    name: str = choice("sft")
+    dpo: DPOConfig
+    name: str = choice("sft", "dpo")
 
 
 @dataclass(kw_only=True)

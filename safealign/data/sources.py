@@ -49,6 +49,14 @@ def load_records(
     return [_completed(record, name, label) for record in records]
 
 
+def load_rows(spec: str, split: str, fields: Mapping[str, str], offline: bool | None) -> list[Row]:
+    """The rows of a file, folder or hub data set as they stand, columns renamed, nothing checked.
+
+    A line that cannot be parsed is a row with its fault. Raises AssetError when the source cannot be found.
+    """
+    return [_with_columns(row, fields) for row in _rows(spec, split, offline)]
+
+
 def known_sources() -> dict[str, str]:
     """The data sets that have a name, with a line on each."""
     return {name: reader.note for name, reader in READERS.items()}
@@ -152,14 +160,21 @@ def _without_none(row: Mapping[str, Any]) -> dict[str, Any]:
     return {key: value for key, value in row.items() if value is not None}
 
 
-def _renamed(row: Row, fields: Mapping[str, str]) -> Row:
+def _with_columns(row: Row, fields: Mapping[str, str]) -> Row:
     if row.fault or not isinstance(row.data, Mapping):
         return row
     data = dict(row.data)
     missing = [column for column in fields.values() if column not in data]
     if missing and len(missing) == len(fields):
         return Row(row.where, data, f"has no column {missing[0]!r}; it has {', '.join(map(str, data))}")
-    data |= {field: data[column] for field, column in fields.items() if column in data}
+    return Row(row.where, data | {field: data[column] for field, column in fields.items() if column in data})
+
+
+def _renamed(row: Row, fields: Mapping[str, str]) -> Row:
+    row = _with_columns(row, fields)
+    if row.fault or not isinstance(row.data, Mapping):
+        return row
+    data = dict(row.data)
     if "messages" not in data and isinstance(data.get("prompt"), str):
         data["messages"] = _question(data["prompt"], data.get("response"))
     if isinstance(data.get("messages"), list):

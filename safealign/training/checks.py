@@ -16,6 +16,7 @@ from safealign.decoding.options import CALIBRATED, DecodingOptions
 from safealign.errors import ConfigError, SafealignError
 from safealign.modeling.safety_token import HeadSettings
 
+_SMOOTHED = {"robust", "exo_pair", "aot", "aot_unpaired"}  # preference losses that read label_smoothing
 THETAS = ("theta_query", "theta_window", "theta_prefix")
 
 
@@ -26,6 +27,7 @@ def config_problems(config: TrainConfig) -> list[str]:
         *_decoding_problems(config),
         *_window_problems(config),
         *_style_problems(config),
+        *_preference_problems(config),
         *_table_problems(config),
     ]
 
@@ -40,6 +42,9 @@ def config_notes(config: TrainConfig) -> list[str]:
         )
     if safety.gate.closed_share == 1.0 and config.decoding.gate and safety.lambda_cls > 0:
         notes.append("safety.gate.closed_share=1: no text sees the safety token in training, but decoding.gate is true")
+    dpo = config.objective.dpo
+    if config.objective.name == "dpo" and dpo.label_smoothing and not set(dpo.loss_type) & _SMOOTHED:
+        notes.append("objective.dpo.label_smoothing: none of the loss types uses it")
     if not config.data.leak_check.enabled:
         notes.append("data.leak_check.enabled=false: figures on evaluation sets may be flattered")
     return notes
@@ -116,6 +121,32 @@ def _window_problems(config: TrainConfig) -> list[str]:
         return []
     keys = " and ".join(f"decoding.{theta}=null" for theta in wanted)
     return [f"safety.windows.per_answer=0 trains no verdict on answers, but decoding looks at them: set {keys}"]
+
+
+def _preference_problems(config: TrainConfig) -> list[str]:
+    """Loss types of TRL that this set-up cannot train with, each with the reason."""
+    if config.objective.name != "dpo":
+        return []
+    dpo, problems = config.objective.dpo, []
+    losses = set(dpo.loss_type)
+    if not losses - {"sft"}:
+        problems.append(
+            "objective.dpo.loss_type: names no preference loss (sft alone learns the chosen answers): add one such as "
+            "sigmoid, or train with objective=sft"
+        )
+    if len(losses) < len(dpo.loss_type):
+        problems.append("objective.dpo.loss_type: names one twice; give it a weight in objective.dpo.loss_weights")
+    if dpo.loss_weights is not None and len(dpo.loss_weights) != len(dpo.loss_type):
+        problems.append(
+            f"objective.dpo.loss_weights: {len(dpo.loss_weights)} weights for {len(dpo.loss_type)} loss types"
+        )
+    if any(weight <= 0 for weight in dpo.loss_weights or ()):
+        problems.append("objective.dpo.loss_weights: must be above 0; a negative one would prefer what is rejected")
+    if "exo_pair" in losses and dpo.label_smoothing == 0:
+        problems.append("objective.dpo.loss_type=exo_pair takes the logarithm of label_smoothing: set that, as 1e-3")
+    if "robust" in losses and dpo.label_smoothing >= 0.5:
+        problems.append("objective.dpo.loss_type=robust divides by 1 − 2·label_smoothing: set it below 0.5")
+    return problems
 
 
 def _style_problems(config: TrainConfig) -> list[str]:

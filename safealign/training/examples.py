@@ -9,6 +9,7 @@ from __future__ import annotations
 import random
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
+from typing import NamedTuple
 
 from safealign.data.records import BENIGN, Record
 from safealign.data.refusals import refusal_reason
@@ -50,6 +51,13 @@ class ExampleSettings:
     recovery_max_prefix: int = 40
     name_category: bool = True
     max_length: int = 512
+
+
+class Slot(NamedTuple):
+    """Who sees the slot in one example: `gate` closed means no text row; `follow` means that later rows write it."""
+
+    gate: bool
+    follow: bool
 
 
 @dataclass(frozen=True)
@@ -99,15 +107,40 @@ def build_examples(
     ]
 
 
+def draw_slot(settings: ExampleSettings, rng: random.Random) -> Slot:
+    """One draw of who sees the slot, independent of every label."""
+    return Slot(rng.random() >= settings.gate_closed_share, rng.random() < settings.follow_windows)
+
+
+def build_side(
+    record: Record,
+    renderer: Renderer,
+    settings: ExampleSettings,
+    rng: random.Random,
+    slot: Slot,
+    judge_request: bool,
+) -> Example:
+    """One side of a preference pair: as an example of its own, but with the pair's draw of the slot.
+
+    `judge_request` False leaves row 0 without a label, since the pair's request counts once.
+    """
+    answer = _answer(record, _rendered(record, renderer, settings))
+    return _example(record, answer, settings, rng, slot, judge_request)
+
+
+def _rendered(record: Record, renderer: Renderer, settings: ExampleSettings) -> Rendered:
+    try:
+        return _cut(renderer.render(record.messages, close=record.complete), settings.max_length)
+    except DataError as error:
+        raise DataError(f"{record.where or record.id}: {error}") from error
+
+
 def _examples_of(
     record: Record, renderer: Renderer, settings: ExampleSettings, rng: random.Random
 ) -> Iterator[Example]:
-    try:
-        rendered = _cut(renderer.render(record.messages, close=record.complete), settings.max_length)
-    except DataError as error:
-        raise DataError(f"{record.where or record.id}: {error}") from error
+    rendered = _rendered(record, renderer, settings)
     answer = _answer(record, rendered)
-    yield _example(record, answer, settings, rng, "")
+    yield _example(record, answer, settings, rng, draw_slot(settings, rng))
     if any(answer.harmful) and rng.random() < settings.recovery_share:
         yield from _recovery(record, rendered, answer, renderer, settings, rng)
 
@@ -153,17 +186,23 @@ def _request_label(answer: _Answer) -> float | None:
     return None if answer.malicious_request is None else float(answer.malicious_request)
 
 
-def _example(record: Record, answer: _Answer, settings: ExampleSettings, rng: random.Random, suffix: str) -> Example:
-    gate = rng.random() >= settings.gate_closed_share
-    follow = rng.random() < settings.follow_windows
-    rows = [request_row(answer.rendered, settings.placement, _request_label(answer))]
+def _example(
+    record: Record,
+    answer: _Answer,
+    settings: ExampleSettings,
+    rng: random.Random,
+    slot: Slot,
+    judge_request: bool = True,
+) -> Example:
+    label = _request_label(answer) if judge_request else None
+    rows = [request_row(answer.rendered, settings.placement, label)]
     rows += _windows(answer, settings, rng)
     rows += _refreshes(answer, settings, rng)
-    versions = _written(rows, answer) if follow else [0]
-    layout = build_layout(answer.rendered, rows, gate=gate, versions=versions)
+    versions = _written(rows, answer) if slot.follow else [0]
+    layout = build_layout(answer.rendered, rows, gate=slot.gate, versions=versions)
     category = record.category or "none"
     return Example(
-        f"{record.id}{suffix}", answer.rendered.input_ids, _labels(answer), layout, category, _token_labels(answer)
+        str(record.id), answer.rendered.input_ids, _labels(answer), layout, category, _token_labels(answer)
     )
 
 

@@ -28,8 +28,10 @@ from safealign.training.checks import data_problems
 from safealign.training.examples import Example, ExampleSettings, build_examples
 from safealign.training.guarding import guarded
 from safealign.training.leaking import Encode, LeakGuard
+from safealign.training.preparing_pairs import Pairs, prepare_pairs
 from safealign.training.sources import calibration_only, load_sources, prompt_only
 from safealign.training.splitting import distinct, hold_out, split, unseen
+from safealign.training.stages import DPO, SFT, stages
 
 Say = Callable[[str], None]
 
@@ -40,7 +42,8 @@ class TrainingData:
 
     `requests`: all mixed requests; baselines are trained on them, and `warm` holds the same as prompts, on which
     the head is started; its windows start on `warm_answers`. `train` is the part that the model itself is trained on,
-    with answers. `calibration`: benign requests that nothing else sees.
+    with answers (none without a stage of SFT), `pairs` the preferences of a stage of DPO. `calibration`: benign
+    requests that nothing else sees.
     """
 
     train: list[Example]
@@ -49,6 +52,7 @@ class TrainingData:
     warm: list[Example]
     warm_answers: list[Example]
     calibration: list[Record]
+    pairs: Pairs = field(default_factory=Pairs)
     report: dict[str, Any] = field(default_factory=dict)
 
 
@@ -107,14 +111,18 @@ def arrange(
     validation = _mixed(held, config, config.seed + 1, config.data.val_fraction)
     warm = [prompt_only(record) for record in requests if record.label]
     left_out: list[str] = []
+    answered = _paired(requests, train, config, 1.0) if SFT in stages(config) else []
     data = TrainingData(
-        train=_drawn(_paired(requests, train, config, 1.0), renderer, config, 0, left_out),
+        train=_drawn(answered, renderer, config, 0, left_out),
         validation=_drawn(_paired(validation, held, config, config.data.val_fraction), renderer, config, 1, left_out),
         requests=requests,
         warm=_drawn(warm, renderer, config, 0, left_out),
         warm_answers=_warm_answers(requests, train, renderer, config),
         calibration=calibration,
     )
+    if DPO in stages(config):
+        sides = (requests, train), (validation, held)
+        data.pairs = prepare_pairs(config, renderer, example_settings(config), sides, calibration, guard)
     data.report = _report(clean, guard.counts, data) | {"too_long": len(set(left_out))}
     for line in describe(data):
         say(line)
@@ -266,18 +274,25 @@ def _report(records: Sequence[Record], leaks: dict[str, dict[str, int]], data: T
     digest = hashlib.sha256()
     for example in examples:
         digest.update(repr((example.input_ids, example.labels)).encode())
+    for preference in data.pairs.train:
+        digest.update(repr([side.input_ids for side in preference.sides]).encode())
     return {
         "records": dict(Counter(f"{r.source}/{r.label}" for r in records)),
         "leaks_left_out": leaks,
         "examples": {"train": len(examples), "validation": len(data.validation)},
         "requests": dict(Counter(str(r.label) for r in data.requests)),
         "calibration_requests": dict(Counter(str(r.source) for r in data.calibration)),
+        "pairs": data.pairs.report,
         "tokens": {
             "rows": sum(e.n_tokens for e in examples),
             "trained": sum(label != -100 for e in examples for label in e.labels),
         },
         "safety_rows": dict(
-            Counter(f"{row.kind.name.lower()}/{row.label}" for e in examples for row in e.layout.safety)
+            Counter(
+                f"{row.kind.name.lower()}/{row.label}"
+                for e in [*examples, *(side for pair in data.pairs.train for side in pair.sides)]
+                for row in e.layout.safety
+            )
         ),
         "digest": digest.hexdigest()[:32],
     }
@@ -286,10 +301,23 @@ def _report(records: Sequence[Record], leaks: dict[str, dict[str, int]], data: T
 def describe(data: TrainingData) -> list[str]:
     """The data report in a few lines for the terminal."""
     report = data.report
-    return [
+    examples = (
         f"training data: {report['examples']['train']} examples, {report['tokens']['rows']:,} rows "
-        f"({report['tokens']['trained']:,} trained), {report['examples']['validation']} for validation",
+        f"({report['tokens']['trained']:,} trained), {report['examples']['validation']} for validation"
+    )
+    return [
+        *([examples] if data.train or not report["pairs"] else []),
+        *([_describe_pairs(report["pairs"])] if report["pairs"] else []),
         "  safety rows: " + ", ".join(f"{n} {name}" for name, n in sorted(report["safety_rows"].items())),
         f"  held out for calibration: {sum(report['calibration_requests'].values())} benign requests",
         *([f"  left out, prompt longer than data.max_length: {report['too_long']}"] if report["too_long"] else []),
     ]
+
+
+def _describe_pairs(pairs: dict[str, Any]) -> str:
+    labels = ", ".join(f"{n} {label}" for label, n in sorted(pairs["labels"].items()))
+    left_out = f"; {pairs['too_long']} left out, longer than data.max_length" if pairs["too_long"] else ""
+    return (
+        f"preference pairs: {pairs['train']} ({labels}), {pairs['rows']:,} rows, "
+        f"{pairs['validation']} for validation{left_out}"
+    )

@@ -1,4 +1,4 @@
-"""One training run: data, warm start, trainer; what comes after (calibration, export, table) is the command's."""
+"""One training run: warm start, its stages one after the other; calibration, export and table are the command's."""
 
 from __future__ import annotations
 
@@ -22,17 +22,18 @@ from safealign.modeling.precision import compute_dtype
 from safealign.training.callbacks.metrics_file import MetricsFile
 from safealign.training.callbacks.progress import ProgressLine
 from safealign.training.checks import head_settings
-from safealign.training.collator import SafetyCollator
+from safealign.training.collator import LENGTH_KEY, SafetyCollator
+from safealign.training.dpo import SafetyDPOTrainer, forget_reference
 from safealign.training.memory import release
+from safealign.training.pair_stage import pair_trainer
 from safealign.training.prepare import TrainingData
+from safealign.training.preparing_pairs import Pairs
 from safealign.training.safety_loss import SafetyObjective
-from safealign.training.sft import LENGTH_KEY, SafetySFTTrainer, example_dataset
+from safealign.training.sft import SafetySFTTrainer, example_dataset
+from safealign.training.stages import DPO, SFT, of_stage, stages
 from safealign.training.token_head import fit_token_head
 from safealign.training.tracking import Tracker
 from safealign.training.warm_start import refit_windows, warm_start
-
-# conf/objective: the trainer of each.
-TRAINERS = {"sft": SafetySFTTrainer}
 
 
 @dataclass
@@ -61,19 +62,28 @@ def fit(
     if data.warm and trains_head:
         start_head(config, parts, data, console)
     torch.manual_seed(config.seed)  # the adapter's first weights must not depend on what was sampled before
-    trainer = build_trainer(config, model, renderer, data, parts, console)
-    for callback in (tracker or Tracker()).callbacks():
-        trainer.add_callback(callback)
-    trainer.train()
-    trained: Any = trainer.model
+    trained, history, steps = model, [], 0
+    for stage in stages(config):
+        if len(stages(config)) > 1:
+            console.print(f"stage: {stage}", highlight=False)
+        trainer = build_trainer(config, trained, renderer, data, parts, console, stage)
+        for callback in (tracker or Tracker()).callbacks(steps):
+            trainer.add_callback(callback)
+        trainer.train()
+        trained = trainer.model
+        history += trainer.state.log_history
+        steps += trainer.state.global_step
+        if stage != stages(config)[-1]:
+            del trainer  # with its optimiser, before the next one makes its own
+            release()
     trained.eval()
-    if trains_head and refit_head(config, trained, parts, data, console) and data.validation:
+    forget_reference(trained)
+    if trains_head and refit_head(config, trained, parts, data, console) and trainer.eval_dataset is not None:
         trainer.evaluate()
         trained.eval()
     if trains_head:
         start_token_head(config, trained, parts, data, console)
-    seconds = time.monotonic() - started
-    return TrainedModel(trained, parts, trainer.state.log_history, trainer.state.global_step, seconds)
+    return TrainedModel(trained, parts, history, steps, time.monotonic() - started)
 
 
 def start_head(config: TrainConfig, parts: SafetyParts, data: TrainingData, console: Console) -> None:
@@ -125,31 +135,61 @@ def build_trainer(
     data: TrainingData,
     parts: SafetyParts,
     console: Console,
-) -> SafetySFTTrainer:
-    """TRL's trainer with our data, collator, callbacks and loss; the adapter is made by TRL from its config."""
-    everything = [*data.train, *data.validation]
-    n_train, pad = len(data.train), renderer.tokenizer.pad_token_id or 0
-    validation = example_dataset(data.validation)
-    validation = validation.map(lambda row: {"example": row["example"] + n_train}) if data.validation else None
-    trainer = TRAINERS[config.objective.name](
-        model=model,
-        args=trainer_arguments(config, len(data.train), validation is not None),
-        train_dataset=example_dataset(data.train),
-        eval_dataset=validation,
-        data_collator=SafetyCollator(everything, pad),
-        processing_class=renderer.tokenizer,
-        peft_config=adapter_config(config, parts),
-        callbacks=[ProgressLine(console), MetricsFile(Path(config.run_dir) / "metrics.jsonl")],
-    )
-    from transformers.trainer_callback import PrinterCallback, ProgressCallback
+    stage: str = SFT,
+) -> SafetySFTTrainer | SafetyDPOTrainer:
+    """TRL's trainer of a stage with our data, collator, callbacks and loss; the adapter is made by TRL from its config.
 
-    trainer.remove_callback(ProgressCallback)
-    trainer.remove_callback(PrinterCallback)
+    `model`: the causal LM, or the PEFT model that the stage before left.
+    """
+    config, several = of_stage(config, stage), len(stages(config)) > 1
+    rows: Pairs | TrainingData = data.pairs if stage == DPO else data
+    common = common_arguments(config, len(rows.train), bool(rows.validation), stage if several else "")
+    shared = {
+        "model": model,
+        "processing_class": renderer.tokenizer,
+        "peft_config": None if hasattr(model, "peft_config") else adapter_config(config, parts),
+        "callbacks": [
+            ProgressLine(console),
+            MetricsFile(Path(config.run_dir) / "metrics.jsonl", {"stage": stage} if several else None),
+        ],
+    }
     objective = SafetyObjective(
         config.safety.lambda_cls,
         config.safety.pos_weight,
         config.safety.label_smoothing,
         config.trainer.head_learning_rate,
+    )
+    trainer: SafetySFTTrainer | SafetyDPOTrainer
+    if stage == DPO:
+        trainer = pair_trainer(config, data.pairs, parts, objective, common, shared, console)
+    else:
+        trainer = _sft_trainer(data, parts, objective, common, shared)
+    from transformers.trainer_callback import PrinterCallback, ProgressCallback
+
+    trainer.remove_callback(ProgressCallback)
+    trainer.remove_callback(PrinterCallback)
+    return trainer
+
+
+def _sft_trainer(
+    data: TrainingData,
+    parts: SafetyParts,
+    objective: SafetyObjective,
+    common: dict[str, Any],
+    shared: dict[str, Any],
+) -> SafetySFTTrainer:
+    from trl import SFTConfig
+
+    everything = [*data.train, *data.validation]
+    n_train, pad = len(data.train), shared["processing_class"].pad_token_id or 0
+    validation = example_dataset(data.validation)
+    validation = validation.map(lambda row: {"example": row["example"] + n_train}) if data.validation else None
+    trainer = SafetySFTTrainer(
+        args=SFTConfig(**common, dataset_kwargs={"skip_prepare_dataset": True}),
+        train_dataset=example_dataset(data.train),
+        eval_dataset=validation,
+        data_collator=SafetyCollator(everything, pad),
+        **shared,
     )
     trainer.set_safety(parts, objective)
     trainer.categories = {index: example.category for index, example in enumerate(everything)}
@@ -175,8 +215,8 @@ def adapter_config(config: TrainConfig, parts: SafetyParts) -> Any:
     )
 
 
-def trainer_arguments(config: TrainConfig, n_examples: int, evaluates: bool) -> Any:
-    """TRL's SFTConfig from the `trainer` group."""
+def common_arguments(config: TrainConfig, n_examples: int, evaluates: bool, folder: str = "") -> dict[str, Any]:
+    """What TRL's configs of every stage share, from the `trainer` group; `folder` keeps logs of stages apart."""
     from trl import SFTConfig
 
     t = config.trainer
@@ -187,7 +227,7 @@ def trainer_arguments(config: TrainConfig, n_examples: int, evaluates: bool) -> 
     # Its name changed from one release of transformers to the next.
     new = "activation_checkpointing" in inspect.signature(SFTConfig).parameters
     checkpointing: dict[str, Any] = {("activation" if new else "gradient") + "_checkpointing": t.gradient_checkpointing}
-    return SFTConfig(
+    return dict(
         output_dir=str(Path(config.run_dir) / "checkpoints"),
         per_device_train_batch_size=t.batch_size,
         per_device_eval_batch_size=2 * t.batch_size,
@@ -204,7 +244,7 @@ def trainer_arguments(config: TrainConfig, n_examples: int, evaluates: bool) -> 
         eval_steps=eval_steps,
         eval_on_start=evaluates,
         save_strategy="no",
-        report_to=_reporters(config),
+        report_to=_reporters(config, folder),
         run_name=config.name,
         seed=config.seed,
         bf16=dtype is torch.bfloat16,
@@ -212,7 +252,6 @@ def trainer_arguments(config: TrainConfig, n_examples: int, evaluates: bool) -> 
         max_length=None,
         prediction_loss_only=True,
         dataloader_pin_memory=torch.cuda.is_available(),
-        dataset_kwargs={"skip_prepare_dataset": True},
         disable_tqdm=True,
         # Prompts alone are much shorter than answers: batches of one length compute less padding.
         train_sampling_strategy="group_by_length",
@@ -230,15 +269,15 @@ def planned_steps(config: TrainConfig, n_examples: int) -> int:
     return max(1, round(config.trainer.epochs * max(1, batches // config.trainer.gradient_accumulation)))
 
 
-def _reporters(config: TrainConfig) -> str:
+def _reporters(config: TrainConfig, folder: str) -> str:
     if config.logger.name == "tensorboard":
         # Without it the callback writes among the checkpoints.
-        os.environ["TENSORBOARD_LOGGING_DIR"] = str(Path(config.run_dir).resolve() / "tensorboard")
+        os.environ["TENSORBOARD_LOGGING_DIR"] = str(Path(config.run_dir).resolve() / "tensorboard" / folder)
     # W&B's run outlives the trainer: `tracking` owns it.
     return "none" if config.logger.name == "wandb" else config.logger.name
 
 
-def require_examples(data: TrainingData) -> None:
+def require_examples(config: TrainConfig, data: TrainingData) -> None:
     """Raises ConfigError when there is nothing to train on."""
-    if not data.train:
+    if SFT in stages(config) and not data.train:
         raise ConfigError("no training examples are left: look at data.sources, data.val_fraction and the leak check")

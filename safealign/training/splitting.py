@@ -68,6 +68,12 @@ def unseen(records: Sequence[Record], known: Sequence[Record]) -> list[Record]:
     return list(found.values())
 
 
+def repeats(records: Sequence[Record], known: Sequence[Record]) -> list[bool]:
+    """Of each record, whether its prompt is among those of the known ones."""
+    taken = {_prompt_key(record) for record in known}
+    return [_prompt_key(record) in taken for record in records]
+
+
 def distinct(records: Sequence[Record]) -> list[Record]:
     """The records without those whose prompt stands among them already; the one with an answer is kept."""
     found: dict[tuple[str | None, str], Record] = {}

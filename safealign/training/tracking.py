@@ -24,8 +24,8 @@ from safealign.training.callbacks.wandb_panels import STEP, WandbPanels, panel
 class Tracker:
     """Takes what a run has to show and shows it nowhere: for other loggers, other ranks and baselines."""
 
-    def callbacks(self) -> list[Any]:
-        """Callbacks for the trainer."""
+    def callbacks(self, first_step: int = 0) -> list[Any]:
+        """Callbacks for the trainer of a stage that begins at `first_step` of the run."""
         return []
 
     def describe(self, facts: Mapping[str, Any]) -> None:
@@ -50,9 +50,9 @@ class WandbTracker(Tracker):
     def __init__(self, run: Any) -> None:
         self.run = run
 
-    def callbacks(self) -> list[Any]:
+    def callbacks(self, first_step: int = 0) -> list[Any]:
         """The callback that forwards the trainer's log."""
-        return [WandbPanels(self.run)]
+        return [WandbPanels(self.run, first_step)]
 
     def describe(self, facts: Mapping[str, Any]) -> None:
         """Adds to the run's config."""

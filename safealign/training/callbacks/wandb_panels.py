@@ -31,12 +31,16 @@ def panel(name: str) -> str:
 
 
 class WandbPanels(TrainerCallback):
-    """Forwards what the trainer logs to a W&B run; only rank 0 has one."""
+    """Forwards what the trainer logs to a W&B run; only rank 0 has one.
 
-    def __init__(self, run: Any) -> None:
-        self.run = run
+    `first_step`: steps of the stages before, since every trainer counts its own.
+    """
+
+    def __init__(self, run: Any, first_step: int = 0) -> None:
+        self.run, self.first_step = run, first_step
 
     def on_log(self, args: Any, state: Any, control: Any, logs: dict[str, Any] | None = None, **kwargs: Any) -> None:
         """Logs one row at the trainer's step."""
         if state.is_world_process_zero and logs:
-            self.run.log({panel(name): value for name, value in logs.items()} | {STEP: state.global_step})
+            step = self.first_step + state.global_step
+            self.run.log({panel(name): value for name, value in logs.items()} | {STEP: step})
