@@ -82,6 +82,21 @@ class SamplingConfig:
 
 
 @dataclass(kw_only=True)
+class DocumentsConfig:
+    """data.documents: raw text for objective=pretraining."""
+
+    sources: list[SourceConfig]
+    streaming: bool
+    shuffle_buffer: int = at_least(0)
+    packing: bool
+    guard: str
+    malicious_from: float = between(0, 1)
+    benign_up_to: float = between(0, 1)
+    warm: int = at_least(0)
+    validation: int = at_least(0)
+
+
+@dataclass(kw_only=True)
 class DataConfig:
     """conf/data: what is trained on and what must stay unseen."""
 
@@ -93,6 +108,7 @@ class DataConfig:
     leak_check: LeakCheckConfig
     mix: MixConfig
     sampling: SamplingConfig
+    documents: DocumentsConfig
     refusals: int = at_least(0)
     benign_answers: int = at_least(0)
     harmful_answers: int = at_least(0)
@@ -107,7 +123,7 @@ class DataConfig:
 class ObjectiveConfig:
     """conf/objective: the loss on the text itself."""
 
-    name: str = choice("sft")
+    name: str = choice("sft", "pretraining")
 
 
 @dataclass(kw_only=True)

@@ -137,10 +137,23 @@ def build_trainer(
         train_dataset=example_dataset(data.train),
         eval_dataset=validation,
         data_collator=SafetyCollator(everything, pad),
-        processing_class=renderer.tokenizer,
-        peft_config=adapter_config(config, parts),
-        callbacks=[ProgressLine(console), MetricsFile(Path(config.run_dir) / "metrics.jsonl")],
+        **common_arguments(config, renderer, parts, console),
     )
+    trainer.categories = {index: example.category for index, example in enumerate(everything)}
+    return ready(trainer, config, parts)
+
+
+def common_arguments(config: TrainConfig, renderer: Renderer, parts: SafetyParts, console: Console) -> dict[str, Any]:
+    """What every objective's trainer is made with: tokenizer, adapter and callbacks."""
+    return {
+        "processing_class": renderer.tokenizer,
+        "peft_config": adapter_config(config, parts),
+        "callbacks": [ProgressLine(console), MetricsFile(Path(config.run_dir) / "metrics.jsonl")],
+    }
+
+
+def ready(trainer: SafetySFTTrainer, config: TrainConfig, parts: SafetyParts) -> SafetySFTTrainer:
+    """The trainer with the safety objective, and without the library's own progress lines."""
     from transformers.trainer_callback import PrinterCallback, ProgressCallback
 
     trainer.remove_callback(ProgressCallback)
@@ -152,7 +165,6 @@ def build_trainer(
         config.trainer.head_learning_rate,
     )
     trainer.set_safety(parts, objective)
-    trainer.categories = {index: example.category for index, example in enumerate(everything)}
     return trainer
 
 
