@@ -129,9 +129,9 @@ class DocumentStream:
 
     @cached_property
     def _evaluation(self) -> tuple[Mapping[str, list[str]], Encode | None]:
-        """The prompts that no document may hold; by meaning too where the guard loads the encoder anyway."""
+        """The prompts that no document may hold; by meaning too where the guard needs the encoder anyway."""
         prompts = evaluation_prompts(self.config)
-        if self.config.data.documents.guard != EMBEDDING:
+        if self.config.data.documents.guard != EMBEDDING or self.labeller.only_cached:
             return prompts, None
         encode = SentenceEncoder(offline=self.config.offline).encode
         return prompts, keeping(encode, [prompt for some in prompts.values() for prompt in some])

@@ -11,6 +11,7 @@ from safealign.config.composing import refuse
 from safealign.config.roots import TrainConfig
 from safealign.data.records import Message
 from safealign.model import SafeModel
+from safealign.training.carrying import carried_problems
 from safealign.training.checks import config_problems, model_problems
 from safealign.training.document_data import document_report, prepare_documents
 from safealign.training.memory import release
@@ -30,7 +31,7 @@ def build_pretrained(config: TrainConfig, console: Console) -> Path:
 
     Raises ConfigError for settings that cannot work together, DataError for bad documents.
     """
-    refuse(config_problems(config))
+    refuse([*config_problems(config), *carried_problems(config)])
     if config.trainer.threads:
         torch.set_num_threads(config.trainer.threads)
     torch.manual_seed(config.seed)

@@ -21,6 +21,7 @@ from safealign.modeling.exporting import merged
 from safealign.modeling.precision import compute_dtype
 from safealign.training.callbacks.metrics_file import MetricsFile
 from safealign.training.callbacks.progress import ProgressLine
+from safealign.training.carrying import carry, learnt_readouts
 from safealign.training.checks import head_settings
 from safealign.training.collator import SafetyCollator
 from safealign.training.memory import release
@@ -81,7 +82,10 @@ def start_head(config: TrainConfig, parts: SafetyParts, data: TrainingData, cons
     console.print("warm start: reading the frozen model's states", highlight=False)
     autocast = compute_dtype(config.trainer.precision)
     answered = data.warm_answers[::3] if _refits(config) else data.warm_answers
-    warm_start(parts, data.warm, answered, autocast=autocast, fit=config.safety.warm_start)
+    keep = learnt_readouts(parts)
+    if keep:
+        console.print("  the head goes on from what it learnt before", highlight=False)
+    warm_start(parts, data.warm, answered, autocast=autocast, fit=config.safety.warm_start, keep=keep)
 
 
 def refit_head(config: TrainConfig, trained: Any, parts: SafetyParts, data: TrainingData, console: Console) -> bool:
@@ -113,9 +117,11 @@ def _refits(config: TrainConfig) -> bool:
 
 
 def attach_from(config: TrainConfig, model: Any, renderer: Renderer) -> SafetyParts:
-    """Attaches safety token and head as the config's `safety` group says."""
+    """Attaches safety token and head as the config's `safety` group says, or as the export has them it starts from."""
     role_ids = renderer.content_ids("assistant")
-    return attach(model, head_settings(config), config.safety.init, role_ids)
+    parts = attach(model, head_settings(config), config.safety.init, role_ids)
+    carry(config, parts)
+    return parts
 
 
 def build_trainer(

@@ -15,6 +15,7 @@ from safealign.layout.collate import SafetyBatch
 from safealign.modeling.attach import SafetyParts
 from safealign.modeling.features import batch_logits, plan_for
 from safealign.modeling.precision import compute_dtype
+from safealign.training.carrying import carried_problems
 from safealign.training.checks import config_notes, config_problems, model_problems
 from safealign.training.collator import SafetyCollator
 from safealign.training.examples import IGNORED
@@ -28,24 +29,24 @@ from safealign.training.viewing import show_example
 
 def validate(config: TrainConfig, console: Console) -> list[str]:
     """Every problem of config, data and model; prints notes, an example and an estimate when there is none."""
-    problems = config_problems(config)
+    problems = [*config_problems(config), *carried_problems(config)]
     for note in config_notes(config):
         console.print(f"note: {note}", highlight=False)
-    records, faults = _attempt(lambda: collect_sources(config), ([], []), problems)
+    records, faults = attempt(lambda: collect_sources(config), ([], []), problems)
     problems += faults
-    loaded = _attempt(lambda: load_model(config), None, problems)
+    loaded = attempt(lambda: load_model(config), None, problems)
     if loaded is not None:
         problems += model_problems(config, loaded[0])
     if problems or loaded is None:
         return problems
     model, renderer = loaded
-    data = _attempt(lambda: _arranged(config, model, renderer, records, console), None, problems)
+    data = attempt(lambda: _arranged(config, model, renderer, records, console), None, problems)
     if data is not None:
         _show(config, model, renderer, data, console)
     return problems
 
 
-def _attempt(action: Any, fallback: Any, problems: list[str]) -> Any:
+def attempt(action: Any, fallback: Any, problems: list[str]) -> Any:
     """The action's result; a SafealignError becomes a problem, so that the next check still runs."""
     try:
         return action()
@@ -66,7 +67,12 @@ def _arranged(
 def _show(config: TrainConfig, model: Any, renderer: Renderer, data: TrainingData, console: Console) -> None:
     show_example(data.train, renderer, console)
     steps = planned_steps(config, len(data.train))
-    seconds, memory = _one_step(config, model, renderer, data)
+    seconds, memory = one_step(config, model, renderer, data)
+    print_estimate(config, steps, seconds, memory, console)
+
+
+def print_estimate(config: TrainConfig, steps: int, seconds: float, memory: float, console: Console) -> None:
+    """Says what training will take."""
     console.print(
         f"estimate: {steps} steps of {config.trainer.batch_size} × {config.trainer.gradient_accumulation} examples, "
         f"{seconds:.1f} s each (forward and backward passes measured here) ≈ "
@@ -76,7 +82,7 @@ def _show(config: TrainConfig, model: Any, renderer: Renderer, data: TrainingDat
     )
 
 
-def _one_step(config: TrainConfig, model: Any, renderer: Renderer, data: TrainingData) -> tuple[float, float]:
+def one_step(config: TrainConfig, model: Any, renderer: Renderer, data: TrainingData) -> tuple[float, float]:
     """Seconds of a forward and backward pass as training makes them; peak memory of the process in GB.
 
     A short, a middle and a long batch after one that warms up, since training takes examples of one length together.
