@@ -140,10 +140,9 @@ def _hub_dataset(spec: str, split: str, offline: bool | None, streaming: bool) -
     datasets: Any = import_module("datasets")  # heavy, and without type hints
 
     mode = datasets.DownloadConfig(local_files_only=True) if offline else None
+    more = {"streaming": True} if streaming else {}
     try:
-        loaded: Iterable[Mapping[str, Any]] = datasets.load_dataset(
-            spec, split=split, download_config=mode, streaming=streaming
-        )
+        loaded: Iterable[Mapping[str, Any]] = datasets.load_dataset(spec, split=split, download_config=mode, **more)
     except Exception as error:  # the library raises what its many back ends raise
         first = (str(error).strip().splitlines() or [type(error).__name__])[0]
         raise AssetError(

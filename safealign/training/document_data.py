@@ -22,7 +22,7 @@ from safealign.data.rendering import Renderer
 from safealign.errors import AssetError, DataError
 from safealign.judges.encoder import SentenceEncoder
 from safealign.training.examples import Example
-from safealign.training.labelling import EMBEDDING, Labeller, labeller
+from safealign.training.labelling import EMBEDDING, NO_GUARD, Labeller, labeller
 from safealign.training.leaking import Encode
 from safealign.training.packing import Part, packed, packed_example, parts_of, unpacked
 from safealign.training.prepare import Say, evaluation_prompts
@@ -171,6 +171,8 @@ def prepare_documents(config: TrainConfig, renderer: Renderer, say: Say, labels:
     """
     wanted = config.data.documents
     stream = DocumentStream(config, renderer, labels)
+    if wanted.guard != NO_GUARD and not stream.labeller.only_cached:
+        say(f"documents: those without a label are judged by the guard ({wanted.guard}); what it finds is kept")
     warm = _warm(stream) if config.safety.lambda_cls > 0 else []
     rows = [] if wanted.streaming else list(stream.rows())
     if not wanted.streaming and not rows:
