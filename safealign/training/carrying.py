@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from pathlib import Path
+from typing import Any
 
 from safealign.config.roots import TrainConfig
 from safealign.errors import SafealignError
@@ -48,5 +49,5 @@ def carry(config: TrainConfig, parts: SafetyParts) -> bool:
 
 def learnt_readouts(parts: SafetyParts) -> list[int]:
     """The read-outs of the head whose weights are not zero: a new head has none."""
-    weight = parts.head.linear.weight
-    return [index for index in range(len(weight)) if bool(weight[index].any())]
+    head: Any = parts.head
+    return [index for index, weight in enumerate(head.linear.weight) if bool(weight.any())]

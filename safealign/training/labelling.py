@@ -60,7 +60,7 @@ class LabelStore:
                 store.executemany(statement, rows)
                 return []
         except sqlite3.Error as error:
-            raise DataError(f"{self.path} cannot be used ({error}): delete it, and its texts are judged again") from error
+            raise DataError(f"{self.path} cannot be used ({error}): delete it, its texts are judged again") from error
 
 
 class GuardMaker(Protocol):

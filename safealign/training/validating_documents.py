@@ -7,11 +7,12 @@ from itertools import islice
 from rich.console import Console
 
 from safealign.config.roots import TrainConfig
-from safealign.data.rendering import Renderer
 from safealign.data.records import BENIGN
+from safealign.data.rendering import Renderer
 from safealign.training.carrying import carried_problems
 from safealign.training.checks import config_notes, config_problems, model_problems
-from safealign.training.document_data import DocumentData, DocumentStream, document_faults, prepare_documents
+from safealign.training.document_data import DocumentData, document_faults, prepare_documents
+from safealign.training.document_stream import DocumentStream
 from safealign.training.examples import Example
 from safealign.training.labelling import labeller
 from safealign.training.packing import packed, packed_example, parts_of

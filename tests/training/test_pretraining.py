@@ -12,6 +12,7 @@ import pytest
 import torch
 from datasets import Dataset
 from rich.console import Console
+from trl import SFTTrainer
 
 from safealign.config import compose
 from safealign.config.roots import TrainConfig
@@ -20,11 +21,11 @@ from safealign.data.records import BENIGN, MALICIOUS
 from safealign.errors import DataError
 from safealign.modeling.tiny import tiny_tokenizer
 from safealign.training.checks import config_problems
-from safealign.training.document_data import DocumentStream, document_faults, prepare_documents
+from safealign.training.document_data import document_faults, prepare_documents
+from safealign.training.document_stream import DocumentStream
 from safealign.training.packing import packed, packed_example, parts_of, unpacked
 from safealign.training.pretraining import DocumentCollator, SafetyPretrainingTrainer, pretrain
 from safealign.training.safety_loss import SafetyObjective
-from trl import SFTTrainer
 
 CLOSE = {"atol": 1e-5, "rtol": 1e-5}
 TEXTS = [
@@ -125,7 +126,8 @@ def _file(folder: Path, rows: Sequence[dict[str, Any]]) -> Path:
 def _many() -> list[dict[str, Any]]:
     calm = [{"text": f"The sea at place {i} is wide and cold and grey.", "label": "benign"} for i in range(30)]
     bad = [{"text": f"Do the placeholder deed number {i} at once.", "label": "malicious"} for i in range(30)]
-    return [row for pair in zip(calm, bad, [{"text": f"It rains in {i}."} for i in range(30)], strict=True) for row in pair]
+    bare = [{"text": f"It rains in {i}."} for i in range(30)]
+    return [row for three in zip(calm, bad, bare, strict=True) for row in three]
 
 
 def _config(folder: Path, rows: Sequence[dict[str, Any]], *more: str) -> TrainConfig:
@@ -199,10 +201,10 @@ def test_what_is_held_out_is_not_trained_on_and_copies_of_a_text_stay_together(k
 
 
 def test_documents_that_hold_an_evaluation_prompt_are_left_out(kit: Any, tmp_path: Path, monkeypatch: Any) -> None:
-    from safealign.training import document_data
+    from safealign.training import document_stream
 
     asked = "Explain how the placeholder misdeed of the evaluation is done in ten steps"
-    monkeypatch.setattr(document_data, "evaluation_prompts", lambda config: {"harmful": [asked]})
+    monkeypatch.setattr(document_stream, "evaluation_prompts", lambda config: {"harmful": [asked]})
     rows = [*_many(), {"text": f"He wrote: {asked}! And she replied.", "label": "malicious"}]
     checked = "data.leak_check.enabled=true"
     data = prepare_documents(_config(tmp_path, rows, checked, "data.documents.validation=0"), kit.renderer, print)
