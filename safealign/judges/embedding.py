@@ -24,6 +24,16 @@ def fingerprint(texts: Sequence[str], malicious: Sequence[bool]) -> str:
     return f"embedding-{digest.hexdigest()[:24]}"
 
 
+def worst_stretch(texts: Sequence[str], judge: Callable[[list[str]], torch.Tensor]) -> torch.Tensor:
+    """Of each text the largest of what `judge` finds in its stretches, `[N]`; blank ones beside others are left out."""
+    cut = [[text[at : at + STRETCH] for at in range(0, max(1, len(text)), STRETCH)] for text in texts]
+    cut = [[piece for piece in pieces if piece.strip()] or pieces[:1] for pieces in cut]
+    if not cut:
+        return torch.empty(0)
+    found = judge([piece for pieces in cut for piece in pieces])
+    return torch.stack([part.max() for part in found.split([len(pieces) for pieces in cut])])
+
+
 class EmbeddingGuard:
     """p(harmful) of a text; of a long one the largest over its stretches."""
 
@@ -37,10 +47,7 @@ class EmbeddingGuard:
 
     def decision(self, texts: Sequence[str]) -> torch.Tensor:
         """Logits of `texts`, fp64 `[N]`."""
-        stretches = [text[at : at + STRETCH] for text in texts for at in range(0, max(1, len(text)), STRETCH)]
-        counts = [max(1, -(-len(text) // STRETCH)) for text in texts]
-        logits = self._probe.decision(self._encode(stretches)) if stretches else torch.empty(0)
-        return torch.stack([part.max() for part in logits.split(counts)]) if counts else logits
+        return worst_stretch(texts, lambda stretches: self._probe.decision(self._encode(stretches)))
 
     def score_batch(self, texts: Sequence[str]) -> list[float]:
         """Probabilities in [0, 1] that the texts are harmful."""

@@ -10,12 +10,14 @@ from functools import cached_property
 from pathlib import Path
 from typing import Any, Protocol
 
+import torch
+
 from safealign.assets import cache_dir
 from safealign.config.roots import TrainConfig
 from safealign.data.documents import Document
 from safealign.data.records import BENIGN, MALICIOUS
 from safealign.errors import ConfigError, DataError
-from safealign.judges.embedding import EmbeddingGuard, fingerprint
+from safealign.judges.embedding import EmbeddingGuard, fingerprint, worst_stretch
 from safealign.judges.encoder import SentenceEncoder
 from safealign.judges.protocol import Guard
 from safealign.model import SafeModel, load
@@ -129,18 +131,23 @@ def scores_of(guard: Guard, texts: Sequence[str]) -> list[float]:
 
 
 class ExportGuard:
-    """A safealign export as a guard: p of a request that says the text."""
+    """A safealign export as a guard: p of a request that says the text, the largest of a long one's stretches."""
 
     def __init__(self, model: SafeModel) -> None:
         self._model = model
 
     def score_batch(self, texts: Sequence[str]) -> list[float]:
         """p of each text."""
-        return self._model.score_batch([[{"role": "user", "content": text}] for text in texts])
+        found: list[float] = worst_stretch(texts, self._judge).tolist()
+        return found
 
     def score(self, prompt: str, response: str | None = None) -> float:
         """p of a text."""
         return self.score_batch([prompt if response is None else response])[0]
+
+    def _judge(self, texts: list[str]) -> torch.Tensor:
+        asked = [[{"role": "user", "content": text}] for text in texts]
+        return torch.tensor(self._model.score_batch(asked), dtype=torch.float64)
 
 
 def labeller(config: TrainConfig, only_cached: bool = False) -> Labeller:

@@ -22,6 +22,7 @@ from safealign.training.packing import packed_example
 from safealign.training.prepare import TrainingData
 from safealign.training.run import TrainedModel, attach_from, common_arguments, ready, start_head, trainer_arguments
 from safealign.training.sft import SafetySFTTrainer
+from safealign.training.tracking import Tracker
 
 
 class DocumentCollator:
@@ -44,7 +45,12 @@ class SafetyPretrainingTrainer(SafetySFTTrainer):
 
 
 def pretrain(
-    config: TrainConfig, model: Any, renderer: Renderer, data: DocumentData, console: Console
+    config: TrainConfig,
+    model: Any,
+    renderer: Renderer,
+    data: DocumentData,
+    console: Console,
+    tracker: Tracker | None = None,
 ) -> TrainedModel:
     """Attaches the safety parts, starts the head warm on documents, trains; the model is changed in place."""
     started = time.monotonic()
@@ -53,6 +59,8 @@ def pretrain(
         start_head(config, parts, TrainingData([], [], [], data.warm, [], []), console)
     torch.manual_seed(config.seed)  # the adapter's first weights must not depend on what was done before
     trainer = build_pretrainer(config, model, renderer, data, parts, console)
+    for callback in (tracker or Tracker()).callbacks():
+        trainer.add_callback(callback)
     trainer.train()
     trained: Any = trainer.model
     trained.eval()

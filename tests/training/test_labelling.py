@@ -5,11 +5,14 @@ from __future__ import annotations
 from pathlib import Path
 
 import pytest
+from tiny_models import NEVER, build
 
 from safealign.data.documents import Document
 from safealign.data.records import BENIGN, MALICIOUS
 from safealign.errors import DataError
-from safealign.training.labelling import Labeller, LabelStore, scores_of
+from safealign.judges.embedding import STRETCH
+from safealign.judges.protocol import Guard
+from safealign.training.labelling import ExportGuard, Labeller, LabelStore, scores_of
 
 TEXTS = ("the sea", "the deed", "hard to say", "the sea again")
 
@@ -121,3 +124,16 @@ def test_what_is_no_probability_is_refused() -> None:
 
 def test_without_a_guard_documents_stay_as_they_are() -> None:
     assert Labeller(None, 0.9, 0.5).label(_documents()) == _documents()
+
+
+def test_an_export_judges_texts_as_requests_and_long_ones_by_their_worst_stretch() -> None:
+    model = build(NEVER)
+    guard = ExportGuard(model)
+    assert isinstance(guard, Guard)
+    one, other = "The sea is wide. " * 20, "Do the deed at once! " * 20
+    apart = [model.score([{"role": "user", "content": text}]) for text in (one, other)]
+    assert scores_of(guard, [one, other]) == pytest.approx(apart)
+    long = one[:1].ljust(STRETCH, "a") + "b" * STRETCH
+    halves = [model.score([{"role": "user", "content": long[at : at + STRETCH]}]) for at in (0, STRETCH)]
+    assert guard.score(long) == pytest.approx(max(halves))
+    assert guard.score_batch([]) == []
