@@ -26,7 +26,7 @@ from datasets import Dataset
 from rich.console import Console
 from rich.table import Table
 from transformers import PrinterCallback, TrainerCallback
-from trl import SFTTrainer
+from trl import SFTConfig, SFTTrainer
 
 from benchmarks.peak_memory import peak_memory, reset_peak
 from benchmarks.training_figures import draw
@@ -36,12 +36,12 @@ from safealign.data.rendering import Renderer
 from safealign.evaluation.job import machine
 from safealign.files import write_text
 from safealign.layout import Layout
+from safealign.training.collator import LENGTH_KEY
 from safealign.training.examples import IGNORED, Example
 from safealign.training.memory import release
 from safealign.training.pipeline import load_model, prepare_data
 from safealign.training.prepare import TrainingData
-from safealign.training.run import adapter_config, attach_from, build_trainer, trainer_arguments
-from safealign.training.sft import LENGTH_KEY
+from safealign.training.run import adapter_config, attach_from, build_trainer, common_arguments
 
 PLAIN, BARE = "TRL", "ours, λ=0"
 PROBES = (0, 4, 8)
@@ -171,13 +171,14 @@ def plain_trainer(bench: Bench, model: Any) -> SFTTrainer:
         "labels": [list(example.labels) for example in bench.examples],
         LENGTH_KEY: lengths(bench.examples),
     }
+    common = common_arguments(bench.config, len(bench.examples), False)
     parts = attach_from(bench.config, model, bench.renderer)
     peft = adapter_config(bench.config, parts)
     peft.modules_to_save = None
     parts.detach()
     trainer = SFTTrainer(
         model=model,
-        args=trainer_arguments(bench.config, len(bench.examples), False),
+        args=SFTConfig(**common, dataset_kwargs={"skip_prepare_dataset": True}),
         train_dataset=Dataset.from_dict(rows),
         processing_class=bench.renderer.tokenizer,
         peft_config=peft,

@@ -91,6 +91,21 @@ class PreferencesConfig:
 
 
 @dataclass(kw_only=True)
+class DocumentsConfig:
+    """data.documents: raw text for objective=pretraining."""
+
+    sources: list[SourceConfig]
+    streaming: bool
+    shuffle_buffer: int = at_least(0)
+    packing: bool
+    guard: str
+    malicious_from: float = between(0, 1)
+    benign_up_to: float = between(0, 1)
+    warm: int = at_least(0)
+    validation: int = at_least(0)
+
+
+@dataclass(kw_only=True)
 class DataConfig:
     """conf/data: what is trained on and what must stay unseen."""
 
@@ -103,6 +118,7 @@ class DataConfig:
     mix: MixConfig
     sampling: SamplingConfig
     preferences: PreferencesConfig
+    documents: DocumentsConfig
     refusals: int = at_least(0)
     benign_answers: int = at_least(0)
     harmful_answers: int = at_least(0)
@@ -156,7 +172,7 @@ class ObjectiveConfig:
     """conf/objective: the loss on the text itself."""
 
     dpo: DPOConfig
-    name: str = choice("sft", "dpo")
+    name: str = choice("sft", "dpo", "pretraining")
 
 
 @dataclass(kw_only=True)

@@ -42,7 +42,7 @@ def load_records(
         records = _from_asset(spec, offline)
         require_valid(records, spec, refused)
     else:
-        rows = [_renamed(row, fields or {}) for row in _rows(spec, split, offline)]
+        rows = [renamed(row, fields or {}) for row in read_rows(spec, split, offline)]
         require_valid(rows, spec, refused)
         records = [Record.from_dict(row.data, row.where) for row in rows]
     name = Path(spec).stem if Path(spec).suffix else spec
@@ -54,7 +54,7 @@ def load_rows(spec: str, split: str, fields: Mapping[str, str], offline: bool | 
 
     A line that cannot be parsed is a row with its fault. Raises AssetError when the source cannot be found.
     """
-    return [_with_columns(row, fields) for row in _rows(spec, split, offline)]
+    return [_with_columns(row, fields) for row in read_rows(spec, split, offline)]
 
 
 def known_sources() -> dict[str, str]:
@@ -77,7 +77,11 @@ def _completed(record: Record, name: str, label: str | None) -> Record:
     return dataclasses.replace(record, source=record.source or name, label=record.label or label)
 
 
-def _rows(spec: str, split: str, offline: bool | None) -> Iterator[Row]:
+def read_rows(spec: str, split: str, offline: bool | None, streaming: bool = False) -> Iterator[Row]:
+    """The rows of a file, folder or hub id, one at a time; `streaming` downloads nothing of a hub data set ahead.
+
+    Raises DataError for an unknown ending or an unreadable file, AssetError for what cannot be found.
+    """
     path = Path(spec).expanduser()
     if path.is_dir():
         files = sorted(file for file in path.iterdir() if file.suffix in _FORMATS)
@@ -90,7 +94,7 @@ def _rows(spec: str, split: str, offline: bool | None) -> Iterator[Row]:
             raise DataError(f"{path} has the unknown ending {path.suffix!r}: use {' or '.join(_FORMATS)}")
         yield from _FORMATS[path.suffix](path)
     elif looks_like_hub_id(spec) and path.suffix not in _FORMATS:
-        yield from _hub_rows(spec, split, offline)
+        yield from _hub_rows(spec, split, offline, streaming)
     else:
         raise AssetError(_unknown(spec))
 
@@ -133,19 +137,20 @@ def _parquet(path: Path) -> Iterator[Row]:
 _FORMATS: dict[str, Callable[[Path], Iterator[Row]]] = {".jsonl": _jsonl, ".parquet": _parquet}
 
 
-def _hub_rows(spec: str, split: str, offline: bool | None) -> Iterator[Row]:
-    rows = _hub_dataset(spec, split, offline)
+def _hub_rows(spec: str, split: str, offline: bool | None, streaming: bool) -> Iterator[Row]:
+    rows = _hub_dataset(spec, split, offline, streaming)
     yield from (
         Row(f"{spec}[{split}]:{number}", _without_none(row)) for number, row in enumerate(rows, start=1)
     )
 
 
-def _hub_dataset(spec: str, split: str, offline: bool | None) -> Iterable[Mapping[str, Any]]:
+def _hub_dataset(spec: str, split: str, offline: bool | None, streaming: bool) -> Iterable[Mapping[str, Any]]:
     datasets: Any = import_module("datasets")  # heavy, and without type hints
 
     mode = datasets.DownloadConfig(local_files_only=True) if offline else None
+    more = {"streaming": True} if streaming else {}
     try:
-        loaded: Iterable[Mapping[str, Any]] = datasets.load_dataset(spec, split=split, download_config=mode)
+        loaded: Iterable[Mapping[str, Any]] = datasets.load_dataset(spec, split=split, download_config=mode, **more)
     except Exception as error:  # the library raises what its many back ends raise
         first = (str(error).strip().splitlines() or [type(error).__name__])[0]
         raise AssetError(
@@ -170,7 +175,8 @@ def _with_columns(row: Row, fields: Mapping[str, str]) -> Row:
     return Row(row.where, data | {field: data[column] for field, column in fields.items() if column in data})
 
 
-def _renamed(row: Row, fields: Mapping[str, str]) -> Row:
+def renamed(row: Row, fields: Mapping[str, str]) -> Row:
+    """The row with its columns called as ours are (`fields`: ours to theirs), turns in our spelling."""
     row = _with_columns(row, fields)
     if row.fault or not isinstance(row.data, Mapping):
         return row

@@ -41,12 +41,20 @@ def _allowed(layout: Layout, n_text: int, n_safety: int, window: int | None) -> 
     causal = torch.ones(length, length, dtype=torch.bool).tril()
     if window is not None:
         causal &= ~torch.ones(length, length, dtype=torch.bool).tril(-window)
+    if layout.blocks:
+        causal &= _same_block(layout)
     allowed[:length, :length] = causal
     _open_slot(allowed, layout, n_text)
     for index, row in enumerate(layout.safety):
         for span in row.attends:
             allowed[n_text + index, span.start : span.end] = True
     return allowed
+
+
+def _same_block(layout: Layout) -> torch.Tensor:
+    """Bool `[T, T]`: whether two text rows belong to the same of the packed texts."""
+    numbers = torch.repeat_interleave(torch.tensor([block.length for block in layout.blocks]))
+    return numbers[:, None] == numbers[None, :]
 
 
 def _open_slot(allowed: torch.Tensor, layout: Layout, n_text: int) -> None:

@@ -22,6 +22,8 @@ THETAS = ("theta_query", "theta_window", "theta_prefix")
 
 def config_problems(config: TrainConfig) -> list[str]:
     """Every combination of settings that a run would fail or be meaningless with, one line each."""
+    if config.objective.name == "pretraining":
+        return [*_head_problems(config), *_decoding_problems(config), *_document_problems(config)]
     return [
         *_head_problems(config),
         *_decoding_problems(config),
@@ -146,6 +148,19 @@ def _preference_problems(config: TrainConfig) -> list[str]:
         problems.append("objective.dpo.loss_type=exo_pair takes the logarithm of label_smoothing: set that, as 1e-3")
     if "robust" in losses and dpo.label_smoothing >= 0.5:
         problems.append("objective.dpo.loss_type=robust divides by 1 − 2·label_smoothing: set it below 0.5")
+    return problems
+
+
+def _document_problems(config: TrainConfig) -> list[str]:
+    documents, problems = config.data.documents, []
+    if not documents.sources:
+        problems.append("data.documents.sources=[]: the pretraining stage needs documents")
+    if documents.streaming and config.trainer.max_steps < 1:
+        problems.append("data.documents.streaming=true: a stream has no known end; set trainer.max_steps")
+    if documents.benign_up_to > documents.malicious_from:
+        problems.append("data.documents.benign_up_to must not be above data.documents.malicious_from")
+    if config.safety.lambda_cls > 0 and not documents.warm:
+        problems.append("data.documents.warm=0: the head has no document to take its inputs' scale from; 600 will do")
     return problems
 
 

@@ -25,11 +25,16 @@ class SafetyCollator:
         self.pad_token_id = pad_token_id
 
     def __call__(self, rows: Sequence[dict[str, Any]]) -> dict[str, torch.Tensor]:
-        chosen = [self.examples[row[EXAMPLE_KEY]] for row in rows]
-        batch = text_and_safety(chosen, self.pad_token_id)
-        batch["labels"] = pad_ids([example.labels for example in chosen], IGNORED)
-        batch["safety_example"] = torch.tensor([row[EXAMPLE_KEY] for row in rows])
-        return batch
+        numbers = [row[EXAMPLE_KEY] for row in rows]
+        return collate_examples([self.examples[number] for number in numbers], numbers, self.pad_token_id)
+
+
+def collate_examples(chosen: Sequence[Example], numbers: Sequence[int], pad_token_id: int) -> dict[str, torch.Tensor]:
+    """The batch of `SafetyCollator`; `numbers` name the examples in what is gathered of their verdicts."""
+    batch = text_and_safety(chosen, pad_token_id)
+    batch["labels"] = pad_ids([example.labels for example in chosen], IGNORED)
+    batch["safety_example"] = torch.tensor(numbers)
+    return batch
 
 
 def text_and_safety(examples: Sequence[Example], pad_token_id: int) -> dict[str, torch.Tensor]:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import hashlib
+from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
@@ -11,25 +12,25 @@ from safealign.config.groups import SourceConfig
 from safealign.config.roots import TrainConfig
 from safealign.data.readers import READERS
 from safealign.data.rendering import Renderer
-from safealign.training.prepare import TrainingData
 from safealign.training.stages import DPO, stages
 
 
-def run_digests(config: TrainConfig, base: str, renderer: Renderer, data: TrainingData) -> dict[str, Any]:
+def run_digests(config: TrainConfig, base: str, renderer: Renderer, report: Mapping[str, Any]) -> dict[str, Any]:
     """`model` (`base`: the untouched weights' digest), `template`, `data` (training ids and labels), `sources`.
 
-    Sources are known data sets (the pinned file's sha256) and local files; folders and hub data sets are covered by
-    `data` alone.
+    `report`: of the training data; a stream has no digest of its own. Sources are known data sets (the pinned file's
+    sha256) and local files; folders and hub data sets are covered by `data` alone.
     """
     names = [source.source for source in _sources(config)]
     sources = {name: digest for name in names if (digest := _source_digest(name))}
     template = hashlib.sha256(str(renderer.tokenizer.chat_template).encode()).hexdigest()
-    return {"model": base, "template": template, "data": str(data.report["digest"]), "sources": sources}
+    return {"model": base, "template": template, "data": str(report.get("digest", "streamed")), "sources": sources}
 
 
 def _sources(config: TrainConfig) -> list[SourceConfig]:
-    own = config.data.preferences.sources if DPO in stages(config) else []
-    return [*config.data.sources, *config.data.calibration, *own]
+    pairs = config.data.preferences.sources if DPO in stages(config) else []
+    documents = config.data.documents.sources if config.objective.name == "pretraining" else []
+    return [*config.data.sources, *config.data.calibration, *pairs, *documents]
 
 
 def _source_digest(name: str) -> str:

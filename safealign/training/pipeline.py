@@ -27,6 +27,7 @@ from safealign.session import Conversation
 from safealign.training.calibrating import CalibrationResult, calibrate_model
 from safealign.training.calibration_report import report_calibration, request_verdicts, validation_verdicts
 from safealign.training.cards import write_card
+from safealign.training.carrying import carried_problems
 from safealign.training.checks import config_problems, head_settings, model_problems
 from safealign.training.digests import run_digests
 from safealign.training.memory import release
@@ -46,7 +47,7 @@ class Built:
 def build(config: TrainConfig, console: Console, tracker: Tracker | None = None) -> Built:
     """Runs every stage up to the export. Raises ConfigError for settings that cannot work together."""
     tracker = tracker or Tracker()
-    refuse(config_problems(config))
+    refuse([*config_problems(config), *carried_problems(config)])
     if config.trainer.threads:
         torch.set_num_threads(config.trainer.threads)
     torch.manual_seed(config.seed)
@@ -56,7 +57,7 @@ def build(config: TrainConfig, console: Console, tracker: Tracker | None = None)
     base_digest = weights_digest(model)
     data = prepare_data(config, model, renderer, console)
     require_examples(config, data)
-    tracker.describe({"digests": run_digests(config, base_digest, renderer, data)})
+    tracker.describe({"digests": run_digests(config, base_digest, renderer, data.report)})
     trained = fit(config, model, renderer, data, console, tracker)
     release()
     console.print(f"trained in {trained.seconds / 60:.1f} min", highlight=False)

@@ -21,6 +21,7 @@ from safealign.modeling.exporting import merged
 from safealign.modeling.precision import compute_dtype
 from safealign.training.callbacks.metrics_file import MetricsFile
 from safealign.training.callbacks.progress import ProgressLine
+from safealign.training.carrying import carry, learnt_readouts
 from safealign.training.checks import head_settings
 from safealign.training.collator import LENGTH_KEY, SafetyCollator
 from safealign.training.dpo import SafetyDPOTrainer, forget_reference
@@ -91,7 +92,10 @@ def start_head(config: TrainConfig, parts: SafetyParts, data: TrainingData, cons
     console.print("warm start: reading the frozen model's states", highlight=False)
     autocast = compute_dtype(config.trainer.precision)
     answered = data.warm_answers[::3] if _refits(config) else data.warm_answers
-    warm_start(parts, data.warm, answered, autocast=autocast, fit=config.safety.warm_start)
+    keep = learnt_readouts(parts)
+    if keep:
+        console.print("  the head goes on from what it learnt before", highlight=False)
+    warm_start(parts, data.warm, answered, autocast=autocast, fit=config.safety.warm_start, keep=keep)
 
 
 def refit_head(config: TrainConfig, trained: Any, parts: SafetyParts, data: TrainingData, console: Console) -> bool:
@@ -123,9 +127,11 @@ def _refits(config: TrainConfig) -> bool:
 
 
 def attach_from(config: TrainConfig, model: Any, renderer: Renderer) -> SafetyParts:
-    """Attaches safety token and head as the config's `safety` group says."""
+    """Attaches safety token and head as the config's `safety` group says, or as the export has them it starts from."""
     role_ids = renderer.content_ids("assistant")
-    return attach(model, head_settings(config), config.safety.init, role_ids)
+    parts = attach(model, head_settings(config), config.safety.init, role_ids)
+    carry(config, parts)
+    return parts
 
 
 def build_trainer(
@@ -144,31 +150,51 @@ def build_trainer(
     config, several = of_stage(config, stage), len(stages(config)) > 1
     rows: Pairs | TrainingData = data.pairs if stage == DPO else data
     common = common_arguments(config, len(rows.train), bool(rows.validation), stage if several else "")
-    shared = {
+    shared = shared_parts(config, model, renderer, parts, console, {"stage": stage} if several else None)
+    trainer: SafetySFTTrainer | SafetyDPOTrainer
+    if stage == DPO:
+        trainer = pair_trainer(config, data.pairs, parts, safety_objective(config), common, shared, console)
+    else:
+        trainer = _sft_trainer(data, parts, safety_objective(config), common, shared)
+    remove_progress(trainer)
+    return trainer
+
+
+def shared_parts(
+    config: TrainConfig,
+    model: Any,
+    renderer: Renderer,
+    parts: SafetyParts,
+    console: Console,
+    tags: dict[str, str] | None = None,
+) -> dict[str, Any]:
+    """What every objective's trainer is made with: model, tokenizer, adapter and callbacks; `tags` go to every row of
+    `metrics.jsonl`.
+    """
+    return {
         "model": model,
         "processing_class": renderer.tokenizer,
         "peft_config": None if hasattr(model, "peft_config") else adapter_config(config, parts),
-        "callbacks": [
-            ProgressLine(console),
-            MetricsFile(Path(config.run_dir) / "metrics.jsonl", {"stage": stage} if several else None),
-        ],
+        "callbacks": [ProgressLine(console), MetricsFile(Path(config.run_dir) / "metrics.jsonl", tags)],
     }
-    objective = SafetyObjective(
+
+
+def safety_objective(config: TrainConfig) -> SafetyObjective:
+    """The safety loss as the config weighs it."""
+    return SafetyObjective(
         config.safety.lambda_cls,
         config.safety.pos_weight,
         config.safety.label_smoothing,
         config.trainer.head_learning_rate,
     )
-    trainer: SafetySFTTrainer | SafetyDPOTrainer
-    if stage == DPO:
-        trainer = pair_trainer(config, data.pairs, parts, objective, common, shared, console)
-    else:
-        trainer = _sft_trainer(data, parts, objective, common, shared)
+
+
+def remove_progress(trainer: Any) -> None:
+    """Takes away the library's own progress lines."""
     from transformers.trainer_callback import PrinterCallback, ProgressCallback
 
     trainer.remove_callback(ProgressCallback)
     trainer.remove_callback(PrinterCallback)
-    return trainer
 
 
 def _sft_trainer(
@@ -192,7 +218,6 @@ def _sft_trainer(
         **shared,
     )
     trainer.set_safety(parts, objective)
-    trainer.categories = {index: example.category for index, example in enumerate(everything)}
     return trainer
 
 

@@ -7,7 +7,7 @@ from typing import Any
 
 from safealign.config.roots import TrainConfig
 
-SFT, DPO = "sft", "dpo"
+SFT, DPO, PRETRAINING = "sft", "dpo", "pretraining"
 
 
 def stages(config: TrainConfig) -> tuple[str, ...]:

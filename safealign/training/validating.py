@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import time
+from collections.abc import Mapping, Sequence
 from typing import Any
 
 import torch
@@ -15,6 +16,7 @@ from safealign.layout.collate import SafetyBatch
 from safealign.modeling.attach import SafetyParts
 from safealign.modeling.features import batch_logits, plan_for
 from safealign.modeling.precision import compute_dtype
+from safealign.training.carrying import carried_problems
 from safealign.training.checks import config_notes, config_problems, model_problems
 from safealign.training.collator import EXAMPLE_KEY, SafetyCollator
 from safealign.training.examples import IGNORED
@@ -25,32 +27,32 @@ from safealign.training.preparing_pairs import collect_preferences
 from safealign.training.run import adapter_config, attach_from, planned_steps
 from safealign.training.safety_loss import compact_labels
 from safealign.training.sources import collect_sources
-from safealign.training.stages import DPO, of_stage, stages
+from safealign.training.stages import DPO, SFT, of_stage, stages
 from safealign.training.viewing import show_example
 
 
 def validate(config: TrainConfig, console: Console) -> list[str]:
     """Every problem of config, data and model; prints notes, an example and an estimate when there is none."""
-    problems = config_problems(config)
+    problems = [*config_problems(config), *carried_problems(config)]
     for note in config_notes(config):
         console.print(f"note: {note}", highlight=False)
-    records, faults = _attempt(lambda: collect_sources(config), ([], []), problems)
+    records, faults = attempt(lambda: collect_sources(config), ([], []), problems)
     problems += faults
     if DPO in stages(config):
-        problems += _attempt(lambda: collect_preferences(config)[1], [], problems)
-    loaded = _attempt(lambda: load_model(config), None, problems)
+        problems += attempt(lambda: collect_preferences(config)[1], [], problems)
+    loaded = attempt(lambda: load_model(config), None, problems)
     if loaded is not None:
         problems += model_problems(config, loaded[0])
     if problems or loaded is None:
         return problems
     model, renderer = loaded
-    data = _attempt(lambda: _arranged(config, model, renderer, records, console), None, problems)
+    data = attempt(lambda: _arranged(config, model, renderer, records, console), None, problems)
     if data is not None:
         _show(config, model, renderer, data, console)
     return problems
 
 
-def _attempt(action: Any, fallback: Any, problems: list[str]) -> Any:
+def attempt(action: Any, fallback: Any, problems: list[str]) -> Any:
     """The action's result; a SafealignError becomes a problem, so that the next check still runs."""
     try:
         return action()
@@ -69,8 +71,24 @@ def _arranged(
 
 
 def _show(config: TrainConfig, model: Any, renderer: Renderer, data: TrainingData, console: Console) -> None:
-    """One example, and what each stage will take; a step is timed on an adapter that is thrown away."""
+    """One example, and what each stage will take."""
     show_example(data.train or [pair.chosen for pair in data.pairs.train], renderer, console)
+    rows: dict[str, Any] = {stage: data.pairs.train if stage == DPO else data.train for stage in stages(config)}
+    show_estimates(config, model, renderer, rows, {}, console)
+
+
+def show_estimates(
+    config: TrainConfig,
+    model: Any,
+    renderer: Renderer,
+    rows: Mapping[str, Sequence[Any]],
+    counts: Mapping[str, int],
+    console: Console,
+) -> None:
+    """What each stage will take; a step is timed on an adapter that is thrown away.
+
+    `rows`: examples or pairs of every stage, or some of them, where `counts` says how many there are.
+    """
     pad = renderer.tokenizer.pad_token_id or 0
     parts = attach_from(config, model, renderer)
     adapter = adapter_config(config, parts)
@@ -78,18 +96,17 @@ def _show(config: TrainConfig, model: Any, renderer: Renderer, data: TrainingDat
         from peft import get_peft_model
 
         model = get_peft_model(model, adapter)
-    for stage in stages(config):
+    for stage, own_rows in rows.items():
         own = of_stage(config, stage)
-        rows: Any = data.pairs.train if stage == DPO else data.train
-        collate = PairCollator(rows, pad) if stage == DPO else SafetyCollator(rows, pad)
-        sizes = [row.n_tokens for row in rows]
-        seconds = _one_step(own, model, parts, sizes, collate)
-        console.print(_estimate(own, stage, len(rows), seconds), highlight=False)
+        collate = PairCollator(own_rows, pad) if stage == DPO else SafetyCollator(own_rows, pad)
+        seconds = _one_step(own, model, parts, [row.n_tokens for row in own_rows], collate)
+        console.print(_estimate(own, stage, counts.get(stage, len(own_rows)), seconds), highlight=False)
 
 
 def _estimate(config: TrainConfig, stage: str, n: int, seconds: float) -> str:
+    """What a stage on `n` examples will take, at `seconds` a forward and backward pass."""
     steps, trainer = planned_steps(config, n), config.trainer
-    what = "pairs" if stage == DPO else "examples"
+    what = {DPO: "pairs", SFT: "examples"}.get(stage, "rows")
     minutes = steps * trainer.gradient_accumulation * seconds / 60
     return (
         f"{stage} estimate: {steps} steps of {trainer.batch_size} × {trainer.gradient_accumulation} {what}, "

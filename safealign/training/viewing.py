@@ -24,7 +24,11 @@ def show_example(examples: Sequence[Example], renderer: Renderer, console: Conso
     if not fitting:
         console.print("no benign example with windows to show")
         return
-    example = min(fitting, key=lambda e: e.n_tokens)
+    show(min(fitting, key=lambda e: e.n_tokens), renderer, console)
+
+
+def show(example: Example, renderer: Renderer, console: Console) -> None:
+    """Shows one example: its tokens, its safety rows and its mask."""
     console.print(text_table(example, renderer))
     console.print(safety_table(example.layout))
     console.print(f"mask: a row per token, then per safety row ({len(example.layout.safety)}); █ may attend, · may not")
@@ -49,8 +53,8 @@ def text_table(example: Example, renderer: Renderer) -> Table:
 
 def part_of(layout: Layout, row: int) -> str:
     """template, content (what row 0 may attend to), or response."""
-    request = next((r for r in layout.safety if r.kind is RowKind.REQUEST), None)
-    if request is not None and any(span.start <= row < span.end for span in request.attends):
+    content = (span for r in layout.safety if r.kind is RowKind.REQUEST for span in r.attends)
+    if any(span.start <= row < span.end for span in content):
         return "content"
     first = next((i for i, label in enumerate(layout.sees) if label != NO_VERSION), layout.n_text)
     return "response" if row > max(layout.last_query, first) else "template"
