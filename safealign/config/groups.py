@@ -18,7 +18,9 @@ class ModelConfig:
 
     name: str
     path: str
-    architecture: str | None = choice("llama", "qwen2")
+    architecture: str | None = choice(
+        "llama", "mistral", "qwen2", "qwen3", "gemma2", "gemma3", "phi", "phi3", "gpt_neox", "olmo2"
+    )
     dtype: str = choice("auto", "bf16", "fp32")
     attn: str = choice("sdpa", "eager")
     chat_template: str | None

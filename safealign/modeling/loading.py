@@ -56,18 +56,24 @@ def _by_name(name: str, dtype: torch.dtype, attn: str, offline: bool | None) -> 
     first, *rest = name.split(":")
     if first == TINY_NAME:
         model: Any = tiny_model(rest[0] if rest else "llama", int(rest[1]) if len(rest) > 1 else 0)
-        model.config._attn_implementation = attn
+        model.set_attn_implementation(attn if attn != "sdpa" or model._supports_sdpa else "eager")
         return model.to(dtype), tiny_tokenizer()
     return load_folder(model_path(name, offline=offline), dtype, attn)
 
 
 def load_folder(path: Path | str, dtype: torch.dtype, attn: str = "sdpa") -> tuple[Any, Any]:
-    """`(causal LM, tokenizer)` from a folder or hub id, in eval mode."""
+    """`(causal LM, tokenizer)` from a folder or hub id, in eval mode; eager attention where there is no sdpa."""
     from transformers import AutoModelForCausalLM, AutoTokenizer
     from transformers.utils import logging
 
     logging.disable_progress_bar()  # weights load in a second; bars would bury what the command says
-    model = AutoModelForCausalLM.from_pretrained(path, dtype=dtype, attn_implementation=attn)
+    try:
+        model = AutoModelForCausalLM.from_pretrained(path, dtype=dtype, attn_implementation=attn)
+    except ValueError as error:
+        # sdpa has no soft caps, so Gemma-2's code refuses it (and nothing else says so before).
+        if attn != "sdpa" or "scaled_dot_product_attention" not in str(error):
+            raise
+        model = AutoModelForCausalLM.from_pretrained(path, dtype=dtype, attn_implementation="eager")
     return model.eval(), AutoTokenizer.from_pretrained(path)
 
 
