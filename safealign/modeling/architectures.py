@@ -92,6 +92,11 @@ def check_supported(lm: nn.Module) -> None:
         raise UnsupportedModelError(f"{name} is no causal language model with a decoder; safealign cannot attach to it")
     if getattr(config, "vision_config", None) is not None or getattr(config, "audio_config", None) is not None:
         raise UnsupportedModelError(f"{name} also takes images or sound; choose the text-only model of its family")
+    if _has_alibi(config):
+        raise UnsupportedModelError(
+            f"{name} uses ALiBi, which places tokens by their order in memory; the safety token stands by its position "
+            "id alone; choose a model with rotary positions"
+        )
     if getattr(config, "_attn_implementation", "sdpa") not in ("sdpa", "eager"):
         raise UnsupportedModelError(
             f"{name} was loaded with {config._attn_implementation} attention; load it with model.attn=sdpa or eager"
@@ -103,6 +108,11 @@ def check_supported(lm: nn.Module) -> None:
         _check_forward(lm, masks, name)
     finally:
         lm.train(was_training)
+
+
+def _has_alibi(config: Any) -> bool:
+    asked = getattr(config, "alibi", False) or getattr(getattr(config, "attn_config", None), "alibi", False)
+    return bool(asked) or getattr(config, "model_type", "") == "bloom"
 
 
 class _Seen(Exception):

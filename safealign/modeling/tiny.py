@@ -19,7 +19,10 @@ ARCHITECTURES: dict[str, tuple[str, dict[str, Any]]] = {
     "llama": ("Llama", _GQA),
     "mistral": ("Mistral", _GQA | {"sliding_window": WINDOW, "head_dim": 8}),
     "qwen2": ("Qwen2", _GQA),
-    "qwen3": ("Qwen3", _GQA | {"head_dim": 8}),
+    "qwen3": (
+        "Qwen3",
+        _GQA | {"head_dim": 8, "use_sliding_window": True, "sliding_window": WINDOW, "layer_types": _EVERY_OTHER},
+    ),
     # Soft caps so low that they bend what random weights give; a query scale that is not the default one.
     "gemma2": (
         "Gemma2",

@@ -1,4 +1,4 @@
-"""The option that writes the support table, and the paths of the helper modules."""
+"""Helper modules of this folder and of the decoding tests import by their names."""
 
 from __future__ import annotations
 
