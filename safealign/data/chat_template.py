@@ -57,7 +57,7 @@ class ChatTemplate:
         if not getattr(self.tokenizer, "chat_template", None):
             name = getattr(self.tokenizer, "name_or_path", "") or type(self.tokenizer).__name__
             raise DataError(
-                f"the tokenizer {name!r} has no chat template: set model.chat_template to one (Jinja text)"
+                f"the tokenizer {name!r} has no chat template: set model.chat_template to plain, or to one of your own (Jinja text)"
             )
 
     def render(self, messages: Sequence[Message], generation_prompt: bool) -> TemplateText:

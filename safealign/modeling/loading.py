@@ -10,6 +10,8 @@ from typing import Any
 import torch
 
 from safealign.assets import model_path
+from safealign.data.plain_template import NAME as PLAIN
+from safealign.data.plain_template import plain_template
 from safealign.errors import CheckpointError, ConfigError
 from safealign.modeling.attach import SafetyParts, attach
 from safealign.modeling.checkpoint import SafetyCard, read_card, restore_safety, verify_manifest
@@ -45,9 +47,13 @@ def load_base(
     """
     model, tokenizer = _by_name(name, dtype, attn, offline)
     if chat_template is not None:
-        tokenizer.chat_template = _template_text(chat_template)
+        plain = chat_template == PLAIN
+        tokenizer.chat_template = plain_template(tokenizer) if plain else _template_text(chat_template)
     if not tokenizer.chat_template:
-        raise ConfigError(f"{name} has no chat template: give one with model.chat_template=PATH_OR_TEXT")
+        raise ConfigError(
+            f"{name} has no chat template: model.chat_template=plain gives it one, or give your own with "
+            "model.chat_template=PATH_OR_TEXT"
+        )
     return model, tokenizer
 
 
