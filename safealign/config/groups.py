@@ -165,11 +165,15 @@ class ObjectiveConfig:
 class AdapterConfig:
     """conf/adapter: which of the LM's weights are trained."""
 
-    name: str = choice("lora", "none")
+    name: str = choice("lora", "dora", "rslora", "qlora", "none")
     r: int = at_least(1)
     alpha: int = at_least(1)
     dropout: float = between(0, 1)
     target_modules: str | None
+    dora: bool
+    rslora: bool
+    quantization: str | None = choice("nf4", "fp4")
+    double_quantization: bool
 
 
 @dataclass(kw_only=True)
