@@ -181,11 +181,17 @@ class CachedEngine:
             "use_cache": True,
         }
         mask = additive(plan.allowed, self.dtype).unsqueeze(1)
-        texts = {"text_rows": plan.text_rows, "text_columns": plan.text_columns}
         if self.parts is None:
-            masks = self._masks.argument(mask, **texts)
+            masks = self._masks.argument(mask, plan.text_rows, plan.text_columns)
             return self._text(attention_mask=masks, position_ids=plan.positions, **call), None
-        rows = RowPlan(plan.n_safety, mask, plan.positions, last_only=plan.n_text > 0, **texts)
+        rows = RowPlan(
+            plan.n_safety,
+            mask,
+            plan.positions,
+            last_only=plan.n_text > 0,
+            text_rows=plan.text_rows,
+            text_columns=plan.text_columns,
+        )
         with self.parts.armed(rows) as capture:
             logits = self._text(**call) if plan.n_text else None
             if not plan.n_text:

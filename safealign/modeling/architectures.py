@@ -56,7 +56,7 @@ def layer_masks(lm: nn.Module) -> LayerMasks:
         )
     if SLIDING not in kinds:
         return LayerMasks()
-    if config.model_type not in WINDOWED:
+    if window is None or config.model_type not in WINDOWED:
         raise UnsupportedModelError(
             f"{name} uses sliding-window attention (window {window}), and how its code takes a mask for it was never "
             f"tested; choose one of {', '.join(sorted(WINDOWED))}, or a model with full attention"
@@ -149,7 +149,10 @@ def _check_forward(lm: nn.Module, masks: LayerMasks, name: str) -> None:
         (felt > 0, "a row does not feel a later token that the mask shows it"),
         (leak <= 1e-3 * felt, "a row feels a token that the mask hides from it"),
         (placed, "it places tokens by their order, not by their position ids"),
-        ((causal - wanted).abs().max() <= (1e-3 if exact else 0.2) * felt, "under a causal mask of ours its states are not its own"),
+        (
+            (causal - wanted).abs().max() <= (1e-3 if exact else 0.2) * felt,
+            "under a causal mask of ours its states are not its own",
+        ),
     ):
         if not right:
             raise UnsupportedModelError(
@@ -168,7 +171,7 @@ def _states(
 ) -> torch.Tensor:
     """The four rows' states after the first blocks, as far as one of each layer type; `masks` None: the model's own."""
     table: torch.Tensor = lm.get_input_embeddings().weight  # type: ignore[operator]
-    device, call = table.device, {"use_cache": False}
+    device, call = table.device, dict[str, Any](use_cache=False)
     if masks is not None and allowed is not None:
         mask = torch.zeros(1, 1, 4, 4, dtype=table.dtype).masked_fill_(~allowed, torch.finfo(table.dtype).min)
         call |= {"attention_mask": masks.argument(mask.to(device))}

@@ -42,7 +42,7 @@ def require_bitsandbytes() -> None:
     """Raises ConfigError, with the way out, where 4-bit weights cannot run."""
     if importlib.util.find_spec("bitsandbytes") is None:
         raise ConfigError(
-            "4-bit base weights need bitsandbytes, which is not installed: pip install 'safealign[qlora]', or train on "
+            "4-bit base weights need bitsandbytes, which is not installed: pip install bitsandbytes, or train on "
             "weights as they are with adapter=lora"
         )
     if not torch.cuda.is_available():
@@ -93,7 +93,7 @@ def _dequantised(weight: torch.nn.Parameter) -> torch.Tensor:
         return weight.detach().cpu()
     from peft.utils.integrations import dequantize_bnb_weight
 
-    return dequantize_bnb_weight(weight).cpu()  # type: ignore[no-any-return]
+    return dequantize_bnb_weight(weight).cpu()
 
 
 def _is_ours(name: str) -> bool:

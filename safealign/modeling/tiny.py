@@ -38,8 +38,7 @@ ARCHITECTURES: dict[str, tuple[str, dict[str, Any]]] = {
     ),
     "gemma3": (
         "Gemma3",
-        _GQA
-        | {"head_dim": 8, "sliding_window": WINDOW, "layer_types": _EVERY_OTHER, "query_pre_attn_scalar": 16},
+        _GQA | {"head_dim": 8, "sliding_window": WINDOW, "layer_types": _EVERY_OTHER, "query_pre_attn_scalar": 16},
     ),
     "phi": ("Phi", _GQA),
     "phi3": ("Phi3", _GQA | {"sliding_window": WINDOW}),
@@ -79,9 +78,10 @@ def tiny_tokenizer() -> PreTrainedTokenizerFast:
 
 
 def tiny_model(architecture: str = "llama", seed: int = 0, layers: int = 4) -> PreTrainedModel:
-    """A random causal LM in fp32 for `tiny_tokenizer`: hidden 32, 4 heads on 2 kv heads, tied embeddings, windows of 8.
+    """A random causal LM in fp32 for `tiny_tokenizer`: hidden 32, 4 heads, tied embeddings, windows of 8 if any.
 
-    `architecture`: a key of `ARCHITECTURES`. The caller's random state is left as it was. Raises ValueError for an unknown architecture.
+    `architecture`: a key of `ARCHITECTURES`. The caller's random state is left as it was. Raises ValueError for an
+    unknown architecture.
     """
     import transformers
 

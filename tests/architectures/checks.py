@@ -64,7 +64,9 @@ def decoding(name: str) -> None:
     for prompt, row in zip(world.prompts(), world.decoder(bare, OFF, ()).decode(world.prompts(), [0] * 6), strict=True):
         ids = torch.tensor([prompt.rendered.input_ids])
         how = {"do_sample": False, "max_new_tokens": 24, "eos_token_id": None, "pad_token_id": 0}
-        assert world.lm.generate(ids, attention_mask=torch.ones_like(ids), **how)[0, ids.shape[1] :].tolist() == row.tokens
+        assert (
+            world.lm.generate(ids, attention_mask=torch.ones_like(ids), **how)[0, ids.shape[1] :].tolist() == row.tokens
+        )
 
 
 def restoring(name: str) -> None:

@@ -16,7 +16,10 @@ _T5: dict[str, Any] = {"d_model": 16, "d_kv": 8, "d_ff": 8, "num_layers": 1, "nu
 # What it is -> the model, and words of the reason.
 REFUSED: dict[str, tuple[Callable[[], Any], str]] = {
     "T5 (encoder-decoder)": (lambda: t.T5ForConditionalGeneration(t.T5Config(**_SMALL, **_T5)), "encoder-decoder"),
-    "BLOOM (ALiBi)": (lambda: t.BloomForCausalLM(t.BloomConfig(**_SMALL, hidden_size=16, n_layer=2, n_head=2)), "ALiBi"),
+    "BLOOM (ALiBi)": (
+        lambda: t.BloomForCausalLM(t.BloomConfig(**_SMALL, hidden_size=16, n_layer=2, n_head=2)),
+        "ALiBi",
+    ),
     "MPT (ALiBi)": (lambda: t.MptForCausalLM(t.MptConfig(**_SMALL, d_model=16, n_layers=2, n_heads=2)), "ALiBi"),
     "Falcon with ALiBi": (
         lambda: t.FalconForCausalLM(t.FalconConfig(**_WIDE, num_attention_heads=2, alibi=True)),

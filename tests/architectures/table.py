@@ -21,8 +21,8 @@ What the tests find on a tiny random instance of each; written by `python -m pyt
 - **decodes**: the batched engine equals full recompute, interventions included, and `hf.generate` where safety is off.
 - **restores**: exported merged and as an adapter and loaded again: the same p, the same greedy answers.
 
-`model=HUB_ID` of another architecture is tried when the safety token is attached, and refused if its attention cannot do
-what the token needs.
+A model of another architecture is tried when the safety token is attached, and refused if its attention cannot do what
+the token needs.
 """
 
 

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
 from dataclasses import replace
 from typing import Any
 
@@ -12,6 +11,7 @@ from scripted import ScriptedRules
 from worlds import TRIGGER, World, make_world
 
 from safealign.decoding import CalibratedThresholds, RowSettings
+
 
 @pytest.mark.parametrize("fused", [False, True], ids=["separate", "fused"])
 @pytest.mark.parametrize("dependency", ["low", "medium", "high"])
