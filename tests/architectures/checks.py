@@ -28,6 +28,12 @@ ANSWERED = [
 def attention(name: str) -> None:
     """With the gate closed the logits are the model's own (its windows, soft caps and scales included)."""
     world = _world(name)
+    for implementation in ("eager", "sdpa") if world.lm._supports_sdpa else ("eager",):
+        world.lm.set_attn_implementation(implementation)
+        _is_itself(world)
+
+
+def _is_itself(world: World) -> None:
     text = world.renderer.render(ANSWERED)
     start = text.response.start
     rows = [request_row(text), window_row(text, start, start + 6), refresh_row(text, 4)]
