@@ -17,6 +17,7 @@ from safealign.errors import CheckpointError
 from safealign.modeling.attach import SafetyParts
 from safealign.modeling.checkpoint import SafetyCard, publish, save_safety
 from safealign.modeling.loading import ADAPTER_FILE, BASE_FILE, weights_digest
+from safealign.modeling.precision import DTYPES
 from safealign.modeling.quantization import merged_twin, quantization_of
 
 _SAFETY_PREFIX = "safety_"
@@ -117,5 +118,7 @@ def _save_adapter(folder: Path, model: Any, base_name: str) -> None:
     config.save_pretrained(folder)
     base: dict[str, Any] = {"name": base_name, "weights_digest": weights_digest(model.get_base_model())}
     if quantization := quantization_of(model):
-        base["quantization"] = quantization.to_dict()
+        table = model.get_base_model().get_input_embeddings().weight
+        names = {dtype: name for name, dtype in DTYPES.items()}
+        base["quantization"] = quantization.to_dict() | {"from": names[table.dtype]}
     (folder / BASE_FILE).write_text(json.dumps(base, indent=2) + "\n", encoding="utf-8")

@@ -16,7 +16,8 @@ from safealign.data.plain_template import plain_template
 from safealign.errors import CheckpointError, ConfigError
 from safealign.modeling.attach import SafetyParts, attach
 from safealign.modeling.checkpoint import SafetyCard, read_card, restore_safety, verify_manifest
-from safealign.modeling.quantization import Quantization
+from safealign.modeling.precision import serving_dtype
+from safealign.modeling.quantization import Quantization, quantization_of
 from safealign.modeling.tiny import tiny_model, tiny_tokenizer, write_tiny
 
 TINY_NAME = "tiny_random"
@@ -123,7 +124,8 @@ def load_export(
         causal = lm
     parts = attach(causal, card.head)
     restore_safety(folder, parts)
-    lm.to(device)
+    if quantization_of(causal) is None:  # 4-bit weights stay on the GPU that they were made on
+        lm.to(device)
     return LoadedExport(lm, tokenizer, parts, card, folder, base_name)
 
 
@@ -140,8 +142,9 @@ def _load_adapter(folder: Path, dtype: torch.dtype, attn: str, offline: bool | N
     from transformers import AutoTokenizer
 
     base = json.loads((folder / BASE_FILE).read_text(encoding="utf-8"))
-    asked = base.get("quantization")
-    quantization = Quantization(str(asked["kind"]), bool(asked["double"])) if asked else None
+    asked, quantization = base.get("quantization"), None
+    if asked:  # in the format that they were quantised from, or other numbers come out
+        quantization, dtype = Quantization(str(asked["kind"]), bool(asked["double"])), serving_dtype(str(asked["from"]))
     causal, _ = _by_name(base["name"], dtype, attn, offline, quantization)
     if weights_digest(causal) != base["weights_digest"]:
         raise CheckpointError(
