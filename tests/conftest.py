@@ -57,6 +57,11 @@ def strict() -> SafeModel:
     return build({"query": -1e3, "window": 1e3, "prefix": 1e3}, max_new_tokens=64)
 
 
+def pytest_addoption(parser: pytest.Parser) -> None:
+    """`--write-table`: write docs/architectures.md from what tests/architectures finds."""
+    parser.addoption("--write-table", action="store_true", help="write docs/architectures.md from the tests' results")
+
+
 def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
     """Tests marked `gpu` are skipped where there is none."""
     if torch.cuda.is_available():

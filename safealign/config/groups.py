@@ -18,7 +18,9 @@ class ModelConfig:
 
     name: str
     path: str
-    architecture: str | None = choice("llama", "qwen2")
+    architecture: str | None = choice(
+        "llama", "mistral", "qwen2", "qwen3", "gemma2", "gemma3", "phi", "phi3", "gpt_neox", "olmo2"
+    )
     dtype: str = choice("auto", "bf16", "fp32")
     attn: str = choice("sdpa", "eager")
     chat_template: str | None
@@ -179,11 +181,15 @@ class ObjectiveConfig:
 class AdapterConfig:
     """conf/adapter: which of the LM's weights are trained."""
 
-    name: str = choice("lora", "none")
+    name: str = choice("lora", "dora", "rslora", "qlora", "none")
     r: int = at_least(1)
     alpha: int = at_least(1)
     dropout: float = between(0, 1)
     target_modules: str | None
+    dora: bool
+    rslora: bool
+    quantization: str | None = choice("nf4", "fp4")
+    double_quantization: bool
 
 
 @dataclass(kw_only=True)

@@ -23,6 +23,7 @@ from safealign.decoding.rows import EngineRow, Prompt, RowSettings
 from safealign.decoding.slot import SLOT_COLUMNS, SlotCache
 from safealign.layout import SafetyRow
 from safealign.layout.masks import additive
+from safealign.modeling.architectures import layer_masks
 from safealign.modeling.attach import Capture, RowPlan, SafetyParts
 
 
@@ -53,6 +54,7 @@ class CachedEngine:
         embedding: torch.Tensor = lm.get_input_embeddings().weight  # type: ignore[operator]
         self.device, self.dtype = embedding.device, embedding.dtype
         self.rows: list[EngineRow] = []
+        self._masks = layer_masks(lm) if parts is None else parts.masks
         self._cache = SlotCache(0)
         self._memory = BatchMemory(0)
         self._listening = False
@@ -180,8 +182,16 @@ class CachedEngine:
         }
         mask = additive(plan.allowed, self.dtype).unsqueeze(1)
         if self.parts is None:
-            return self._text(attention_mask=mask, position_ids=plan.positions, **call), None
-        rows = RowPlan(plan.n_safety, mask, plan.positions, last_only=plan.n_text > 0)
+            masks = self._masks.argument(mask, plan.text_rows, plan.text_columns)
+            return self._text(attention_mask=masks, position_ids=plan.positions, **call), None
+        rows = RowPlan(
+            plan.n_safety,
+            mask,
+            plan.positions,
+            last_only=plan.n_text > 0,
+            text_rows=plan.text_rows,
+            text_columns=plan.text_columns,
+        )
         with self.parts.armed(rows) as capture:
             logits = self._text(**call) if plan.n_text else None
             if not plan.n_text:

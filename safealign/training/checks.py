@@ -26,6 +26,7 @@ def config_problems(config: TrainConfig) -> list[str]:
         return [*_head_problems(config), *_decoding_problems(config), *_document_problems(config)]
     return [
         *_head_problems(config),
+        *_adapter_problems(config),
         *_decoding_problems(config),
         *_window_problems(config),
         *_style_problems(config),
@@ -102,6 +103,12 @@ def _head_problems(config: TrainConfig) -> list[str]:
         head_settings(config)
     except ValueError as error:
         return [f"safety.{error}"]
+    return []
+
+
+def _adapter_problems(config: TrainConfig) -> list[str]:
+    if config.adapter.name == "none" and config.adapter.quantization is not None:
+        return ["adapter.quantization: 4-bit weights cannot be trained themselves: set it to null, or adapter=qlora"]
     return []
 
 

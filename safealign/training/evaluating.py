@@ -105,7 +105,9 @@ class Shelf:
                 f"{self.export} does not say which model it was trained from, and no config.yaml lies beside it: "
                 "evaluate it in the folder of its run"
             )
-        model, tokenizer = load_base(str(name), dtype=self.ours.hf.dtype)
+        model, tokenizer = load_base(
+            str(name), dtype=self.ours.hf.dtype, chat_template=self.ours.tokenizer.chat_template
+        )
         return model.to(self.ours.hf.device), Renderer(tokenizer)
 
     def evidence(self, data: TrainingData) -> Evidence:

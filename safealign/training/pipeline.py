@@ -23,6 +23,7 @@ from safealign.modeling.checkpoint import SafetyCard
 from safealign.modeling.exporting import export_model, merged
 from safealign.modeling.loading import TINY_NAME, load_base, weights_digest
 from safealign.modeling.precision import serving_dtype, weights_as
+from safealign.modeling.quantization import Quantization
 from safealign.session import Conversation
 from safealign.training.calibrating import CalibrationResult, calibrate_model
 from safealign.training.calibration_report import report_calibration, request_verdicts, validation_verdicts
@@ -100,8 +101,15 @@ def load_model(config: TrainConfig, dtype: torch.dtype | None = None) -> tuple[A
         attn=config.model.attn,
         chat_template=config.model.chat_template,
         offline=config.offline,
+        quantization=quantization(config),
     )
     return model.to("cuda" if torch.cuda.is_available() else "cpu"), Renderer(tokenizer)
+
+
+def quantization(config: TrainConfig) -> Quantization | None:
+    """How the frozen weights are quantised, as `adapter` says."""
+    kind = config.adapter.quantization
+    return None if kind is None else Quantization(kind, config.adapter.double_quantization)
 
 
 def weights_dtype(config: TrainConfig) -> torch.dtype:

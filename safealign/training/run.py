@@ -234,6 +234,8 @@ def adapter_config(config: TrainConfig, parts: SafetyParts) -> Any:
         r=config.adapter.r,
         lora_alpha=config.adapter.alpha,
         lora_dropout=config.adapter.dropout,
+        use_dora=config.adapter.dora,
+        use_rslora=config.adapter.rslora,
         target_modules=targets,
         modules_to_save=[TOKEN_NAME, HEAD_NAME],
         task_type="CAUSAL_LM",

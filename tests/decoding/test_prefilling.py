@@ -6,7 +6,7 @@ from typing import Any
 
 import pytest
 import torch
-from test_equivalence import OFF, check
+from comparing import OFF, check
 from worlds import PROMPTS, World, make_world
 
 from safealign.decoding import CachedEngine, Feed, Rules
