@@ -48,8 +48,22 @@ def config_notes(config: TrainConfig) -> list[str]:
     dpo = config.objective.dpo
     if config.objective.name == "dpo" and dpo.label_smoothing and not set(dpo.loss_type) & _SMOOTHED:
         notes.append("objective.dpo.label_smoothing: none of the loss types uses it")
+    notes += _sampling_notes(config)
     if not config.data.leak_check.enabled:
         notes.append("data.leak_check.enabled=false: figures on evaluation sets may be flattered")
+    return notes
+
+
+def _sampling_notes(config: TrainConfig) -> list[str]:
+    """What is sampled, but never seen by training."""
+    data, sampling, notes = config.data, config.data.sampling, []
+    if sampling.deep and sampling.deep_max_new_tokens >= data.max_length:
+        notes.append(
+            f"data.sampling.deep asks for answers of {sampling.deep_max_new_tokens} tokens, and examples are cut at "
+            f"data.max_length={data.max_length}, prompt included"
+        )
+    if (sampling.splices or sampling.benign_splices) and not data.transitions and not data.warm_answers:
+        notes.append("data.sampling.splices: trained on as data.transitions and data.warm_answers, which are both 0")
     return notes
 
 

@@ -62,7 +62,10 @@ class Slot(NamedTuple):
 
 @dataclass(frozen=True)
 class Example:
-    """One training sequence: `labels` are -100 wherever the language model is not trained."""
+    """One training sequence: `labels` are -100 wherever the language model is not trained.
+
+    `sampled`: the undefended model wrote some of it, and it is shown nowhere.
+    """
 
     id: str
     input_ids: tuple[int, ...]
@@ -70,6 +73,7 @@ class Example:
     layout: Layout
     category: str
     token_labels: tuple[int, ...] = ()
+    sampled: bool = False
 
     @property
     def n_tokens(self) -> int:
@@ -164,7 +168,7 @@ def _answer(record: Record, rendered: Rendered) -> _Answer:
     judged = record.response_label is not None or bool(record.spans) or record.label == BENIGN
     # What follows a harmful passage continues it, what leads to one invites it, and an answer to a malicious request
     # that nobody judged may well be one: none of it is a target.
-    learnt = not any(harmful) and (judged or not request)
+    learnt = record.learn and not any(harmful) and (judged or not request)
     return _Answer(rendered, harmful, (learnt,) * len(harmful), request, judged)
 
 
@@ -202,7 +206,13 @@ def _example(
     layout = build_layout(answer.rendered, rows, gate=slot.gate, versions=versions)
     category = record.category or "none"
     return Example(
-        str(record.id), answer.rendered.input_ids, _labels(answer), layout, category, _token_labels(answer)
+        str(record.id),
+        answer.rendered.input_ids,
+        _labels(answer),
+        layout,
+        category,
+        _token_labels(answer),
+        record.sampled,
     )
 
 
@@ -301,5 +311,11 @@ def _recovery_example(
     layout = build_layout(rendered, rows, gate=gate, versions=(0, 1), from_row=seen_from)
     category = record.category or "none"
     return Example(
-        f"{record.id}#recovery", rendered.input_ids, _labels(answer), layout, category, _token_labels(answer)
+        f"{record.id}#recovery",
+        rendered.input_ids,
+        _labels(answer),
+        layout,
+        category,
+        _token_labels(answer),
+        record.sampled,
     )

@@ -22,10 +22,11 @@ from safealign.training.collator import EXAMPLE_KEY, SafetyCollator
 from safealign.training.examples import IGNORED
 from safealign.training.pair_examples import PairCollator
 from safealign.training.pipeline import load_model, sayer
-from safealign.training.prepare import TrainingData, arrange, sample
+from safealign.training.prepare import TrainingData, arrange
 from safealign.training.preparing_pairs import collect_preferences
 from safealign.training.run import adapter_config, attach_from, planned_steps
 from safealign.training.safety_loss import compact_labels
+from safealign.training.self_made import sample
 from safealign.training.sources import collect_sources
 from safealign.training.stages import DPO, SFT, of_stage, stages
 from safealign.training.viewing import show_example
@@ -67,7 +68,7 @@ def _arranged(
     """The training data with what is sampled already; nothing is sampled, and meaning is not compared."""
     say = sayer(console)
     sampled = sample(config, model, renderer, records, say, only_cached=True)
-    return arrange(config, [*records, *sampled.all], renderer, say)
+    return arrange(config, sampled.joined_to(records), renderer, say)
 
 
 def _show(config: TrainConfig, model: Any, renderer: Renderer, data: TrainingData, console: Console) -> None:

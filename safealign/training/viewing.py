@@ -19,8 +19,9 @@ _WIDEST = 100  # columns of the drawn mask
 
 
 def show_example(examples: Sequence[Example], renderer: Renderer, console: Console) -> None:
-    """Shows the shortest benign example that has windows; harmful texts are never shown."""
-    fitting = [e for e in examples if _is_benign(e) and any(r.kind is RowKind.WINDOW for r in e.layout.safety)]
+    """Shows the shortest benign example that has windows; harmful and sampled texts are never shown."""
+    shown = [e for e in examples if _is_benign(e) and not e.sampled]
+    fitting = [e for e in shown if any(r.kind is RowKind.WINDOW for r in e.layout.safety)]
     if not fitting:
         console.print("no benign example with windows to show")
         return
