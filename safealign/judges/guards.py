@@ -3,16 +3,12 @@
 from __future__ import annotations
 
 import hashlib
-from collections.abc import Callable, Iterable, Sequence
-
-import torch
+from collections.abc import Iterable, Sequence
 
 from safealign.errors import DataError
+from safealign.judges.embedding import EmbeddingGuard, Encode
 from safealign.judges.harm_answer import attack_succeeded
-from safealign.judges.linear import PENALTY_PER_TEXT, LogisticProbe
 from safealign.judges.refusal import RefusalMatcher
-
-Encode = Callable[[list[str]], torch.Tensor]
 
 
 class RuleGuard:
@@ -34,33 +30,26 @@ class RuleGuard:
 
 
 class ProbeGuard:
-    """A logistic regression on sentence embeddings of requests, and one of answers, whose labels are known.
-
-    Limits: it knows the kinds of harm and of harmlessness that its texts show, in their language, and the encoder reads
-    the beginning of a long answer only.
-    """
+    """A guard by embeddings for requests, and one for answers, fitted on texts of each whose labels are known."""
 
     def __init__(
         self, encode: Encode, requests: Sequence[tuple[str, bool]], answers: Sequence[tuple[str, bool]]
     ) -> None:
         """Fits on `(text, harmful)`. Raises DataError where harmful or harmless ones are missing."""
-        self._encode = encode
-        self._requests, self._answers = self._fitted("requests", requests), self._fitted("answers", answers)
+        self._requests, self._answers = _fitted(encode, "requests", requests), _fitted(encode, "answers", answers)
 
     def score(self, prompt: str, response: str | None = None) -> float:
         """Probability that the request is harmful or, when given, that the answer is."""
-        probe, text = (self._requests, prompt) if response is None else (self._answers, response)
-        return float(probe.decision(self._encode([text])).sigmoid())
+        return self._requests.score(prompt) if response is None else self._answers.score(prompt, response)
 
-    def _fitted(self, what: str, texts: Sequence[tuple[str, bool]]) -> LogisticProbe:
-        if len({harmful for _, harmful in texts}) < 2:
-            raise DataError(
-                f"a guard cannot be fitted, since no harmful or no harmless {what} are in the sources: set "
-                "data.sampling.guard=rules"
-            )
-        labels = torch.tensor([float(harmful) for _, harmful in texts])
-        embedded = self._encode([text for text, _ in texts])
-        return LogisticProbe().fit(embedded, labels, l2=PENALTY_PER_TEXT * len(texts))
+
+def _fitted(encode: Encode, what: str, texts: Sequence[tuple[str, bool]]) -> EmbeddingGuard:
+    if len({harmful for _, harmful in texts}) < 2:
+        raise DataError(
+            f"a guard cannot be fitted, since no harmful or no harmless {what} are in the sources: set "
+            "data.sampling.guard=rules"
+        )
+    return EmbeddingGuard(encode, [text for text, _ in texts], [harmful for _, harmful in texts])
 
 
 def fingerprint(*texts: Iterable[object]) -> str:
