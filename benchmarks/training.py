@@ -26,7 +26,7 @@ from datasets import Dataset
 from rich.console import Console
 from rich.table import Table
 from transformers import PrinterCallback, TrainerCallback
-from trl import SFTTrainer
+from trl import SFTConfig, SFTTrainer
 
 from benchmarks.peak_memory import peak_memory, reset_peak
 from benchmarks.training_figures import draw
@@ -36,20 +36,20 @@ from safealign.data.rendering import Renderer
 from safealign.evaluation.job import machine
 from safealign.files import write_text
 from safealign.layout import Layout
+from safealign.training.collator import LENGTH_KEY
 from safealign.training.examples import IGNORED, Example
 from safealign.training.memory import release
 from safealign.training.pipeline import load_model, prepare_data
 from safealign.training.prepare import TrainingData
-from safealign.training.run import adapter_config, attach_from, build_trainer, trainer_arguments
-from safealign.training.sft import LENGTH_KEY
+from safealign.training.run import adapter_config, attach_from, build_trainer, common_arguments
 
-PLAIN, BARE = "TRL's SFTTrainer", "ours, λ = 0"
+PLAIN, BARE = "TRL", "ours, λ=0"
 PROBES = (0, 4, 8)
 
 
 @dataclass
 class Measured:
-    """All rounds of one system: median seconds of a step, peak bytes, and the loss curve (the same each round)."""
+    """All rounds of one system: median seconds of a step, peak bytes, and the language model's loss by step."""
 
     seconds: list[float] = field(default_factory=list)
     peaks: list[int] = field(default_factory=list)
@@ -171,13 +171,14 @@ def plain_trainer(bench: Bench, model: Any) -> SFTTrainer:
         "labels": [list(example.labels) for example in bench.examples],
         LENGTH_KEY: lengths(bench.examples),
     }
+    common = common_arguments(bench.config, len(bench.examples), False)
     parts = attach_from(bench.config, model, bench.renderer)
     peft = adapter_config(bench.config, parts)
     peft.modules_to_save = None
     parts.detach()
     trainer = SFTTrainer(
         model=model,
-        args=trainer_arguments(bench.config, len(bench.examples), False),
+        args=SFTConfig(**common, dataset_kwargs={"skip_prepare_dataset": True}),
         train_dataset=Dataset.from_dict(rows),
         processing_class=bench.renderer.tokenizer,
         peft_config=peft,
@@ -199,19 +200,23 @@ def train_once(bench: Bench, name: str, into: Measured) -> None:
     trainer.train()
     into.seconds.append(statistics.median(watch.seconds[1:]))
     into.peaks.append(peak_memory())
-    into.losses = [entry["loss"] for entry in trainer.state.log_history if "loss" in entry]
+    entries = [entry for entry in trainer.state.log_history if "loss" in entry]
+    # TRL's logged loss is the whole objective; what is compared is the language model's part.
+    weight = 0.0 if name in (PLAIN, BARE) else bench.config.safety.lambda_cls
+    into.losses = [entry["loss"] - weight * entry.get("safety/loss", 0.0) for entry in entries]
     del trainer
     release()
 
 
 def show(rows: dict[str, dict[str, Any]], console: Console) -> None:
     """The table: tokens a second, and what the safety rows cost."""
-    table = Table("system", "tokens/s", "speed / TRL's", "step / λ = 0", "range", "MB", "first loss", "last")
+    table = Table("system", "tok/s", "/ TRL", "step / λ=0", "MB", "/ λ=0", "loss")
     for name, row in rows.items():
         low, high = row["time_to_bare_range"]
-        ends = (f"{row['losses'][0]:.4f}", f"{row['losses'][-1]:.4f}")
-        ratios = (f"{row['speed_to_trl']:.2f}", f"{row['time_to_bare']:.2f}", f"{low:.2f}–{high:.2f}")
-        table.add_row(name, f"{row['tokens_per_second']:.0f}", *ratios, f"{row['peak_mb']:.0f}", *ends)
+        step = f"{row['time_to_bare']:.2f} ({low:.2f}–{high:.2f})"
+        memory = (f"{row['peak_mb']:.0f}", f"{row['peak_to_bare']:.2f}")
+        speed = (f"{row['tokens_per_second']:.0f}", f"{row['speed_to_trl']:.2f}")
+        table.add_row(name, *speed, step, *memory, f"{row['losses'][-1]:.4f}")
     console.print(table)
 
 

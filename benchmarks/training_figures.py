@@ -11,7 +11,7 @@ from safealign.reporting.plots import COLOURS
 
 
 def draw(report: dict[str, Any], path: Path) -> None:
-    """Three panels: text tokens a second, peak memory, the logged loss (λ·L_cls included) by step."""
+    """Three panels: text tokens a second, peak memory, the language model's loss by step."""
     figure = Figure(figsize=(11, 4.2), layout="constrained")
     speed, memory, losses = figure.subplots(1, 3)
     systems = report["systems"]

@@ -9,6 +9,7 @@ from rich.console import Console
 
 from safealign.commands import run_command
 from safealign.config.roots import EvaluateConfig
+from safealign.sweep import gather
 
 
 def main(config: EvaluateConfig) -> None:
@@ -21,4 +22,4 @@ def main(config: EvaluateConfig) -> None:
 
 
 if __name__ == "__main__":
-    sys.exit(run_command(main, "evaluate"))
+    sys.exit(run_command(main, "evaluate", after_sweep=gather))

@@ -108,8 +108,8 @@ class SafeModel:
     ) -> Session:
         """A batch of at most `n_rows` answers that come and go (see `session.Session`); `options` as in `generate`.
 
-        `longest`, `room`: tokens of a prompt and of an answer that the cache starts with; it grows where they do not
-        suffice. `ends`: ids that end an answer besides the tokenizer's and the template's own. While the session
+        `longest`, `room`: tokens of a prompt and of an answer that a static cache starts with; it grows where they do
+        not suffice. `ends`: ids that end an answer besides the tokenizer's and the template's own. While the session
         steps, the model must be in evaluation mode and used by no one else.
         """
         if n_rows < 1:

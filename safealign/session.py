@@ -11,7 +11,7 @@ from typing import Any
 
 from safealign.data.records import Message
 from safealign.decoding import DecodedRow, Evaluation, Run
-from safealign.decoding.decoder import REFUSED
+from safealign.decoding.decoded import FAILED, REFUSED
 from safealign.decoding.options import CalibratedThresholds
 from safealign.decoding.rows import Prompt
 from safealign.decoding.stopping import StopFilter
@@ -25,13 +25,14 @@ Conversation = Sequence[Message | Mapping[str, str]]
 class Output:
     """An answer.
 
-    `text`: what was generated (a caller's prefix is not part of it, nor a stop string). `refused`: the fixed refusal
+    `text`: what was generated (a caller's prefix is not part of it, nor a stop string; what an intervention inserts
+    is shown whole). `refused`: the fixed refusal
     was given, or the refusal matcher hits `text`. `intervened_at`: the generated token after which the
     rules stepped in (0: at the start), None if they did not. `p`: probability that the request is malicious, None
-    without safety. `trace`: every evaluation of the safety token. `finish_reason`: `stop`, `length`, `refusal` or
-    `cancelled`. `tokens`: the generated ids, end of turn included. `prompt_tokens`: rows of the rendered prompt.
-    `thresholds`: probabilities by name (query, window, prefix, token) that the verdicts were compared with, None for
-    those that were off.
+    without safety. `trace`: every evaluation of the safety token. `finish_reason`: `stop`, `length`, `refusal`,
+    `cancelled` or `error` (its prompt could not be fed: what was raised says why). `tokens`: the generated ids, end of
+    turn included. `prompt_tokens`: rows of the rendered prompt. `thresholds`: probabilities by name (query, window,
+    prefix, token) that the verdicts were compared with, None for those that were off.
     """
 
     text: str
@@ -84,7 +85,11 @@ class Answer:
 
     def new_text(self, eos_ids: frozenset[int]) -> str:
         """Text that became certain since the last call."""
-        piece = self._filter.push(self._text.push(_spoken(self.row, self._shown, eos_ids)))
+        piece, inserted = "", min(self.row.spared, self.row.shown)
+        if inserted > self._shown:
+            piece = self._filter.spare(self._text.push(_spoken(self.row, self._shown, inserted, eos_ids)))
+            self._shown = inserted
+        piece += self._filter.push(self._text.push(_spoken(self.row, self._shown, self.row.shown, eos_ids)))
         self._shown = self.row.shown
         if self.done:
             piece += self._filter.push(self._text.finish()) + self._filter.finish()
@@ -119,7 +124,11 @@ class Session:
         return answer
 
     def step(self) -> list[tuple[Answer, StreamEvent]]:
-        """One more token for every live answer; what became certain, and the output of each that finished."""
+        """One more token for every live answer; what became certain, and the output of each that finished.
+
+        Raises what the engine raises. Where `failed` then names answers, it was their prompts that could not be fed:
+        the others can be stepped on.
+        """
         self.run.step()
         return self.events()
 
@@ -136,13 +145,19 @@ class Session:
         self._open = [answer for answer in self._open if not answer.done]
         return found
 
+    def failed(self) -> list[Answer]:
+        """The answers whose prompts could not be fed; no event will come for them."""
+        found = [answer for answer in self._open if answer.row.finish == FAILED]
+        self._open = [answer for answer in self._open if answer not in found]
+        return found
+
     def cancel(self, answer: Answer) -> None:
         """Ends an answer where it is and frees its row; its last event comes with the next `events`."""
         self.run.cancel(answer.row)
 
     def output_of(self, row: DecodedRow) -> Output:
         """The whole answer of a finished row."""
-        text = row.stops.cut(row_text(row, self._tokenizer, self._eos_ids))
+        text = Answer(row, self._tokenizer).new_text(self._eos_ids)
         return Output(
             text=text,
             refused=row.finish == REFUSED or self._matcher.refused(text),
@@ -158,21 +173,23 @@ class Session:
 
 def row_text(row: DecodedRow, tokenizer: Any, eos_ids: frozenset[int]) -> str:
     """Everything that a row shows, stop strings included."""
-    return text_of(tokenizer, _spoken(row, 0, eos_ids), _prefix_ids(row.prompt))
+    return text_of(tokenizer, _spoken(row, 0, row.shown, eos_ids), _prefix_ids(row.prompt))
 
 
 def shown_thresholds(run: Run) -> dict[str, float | None] | None:
-    """The rules' thresholds as probabilities; None without safety."""
+    """The rules' thresholds as probabilities, None for one that nothing is compared with; None without safety."""
     if not run.options.safety:
         return None
     p = (run.decoder.thresholds or CalibratedThresholds()).p
     logits = {name: getattr(run.rules, f"theta_{name}") for name in ("query", "window", "prefix", "token")}
+    if run.rules.schedule.largest_gap() is None:  # no window of an answer is ever looked at
+        logits["window"] = None
     return {name: None if logit is None else p(logit) for name, logit in logits.items()}
 
 
-def _spoken(row: DecodedRow, start: int, eos_ids: frozenset[int]) -> list[int]:
-    """Shown ids from `start` on, without an end of turn."""
-    return [token for token in row.tokens[start : row.shown] if token not in eos_ids]
+def _spoken(row: DecodedRow, start: int, end: int, eos_ids: frozenset[int]) -> list[int]:
+    """Ids from `start` to `end`, without an end of turn."""
+    return [token for token in row.tokens[start:end] if token not in eos_ids]
 
 
 def _prefix_ids(prompt: Prompt) -> tuple[int, ...]:

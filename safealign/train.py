@@ -7,12 +7,17 @@ import time
 from dataclasses import asdict
 from importlib.metadata import version
 from pathlib import Path
+from typing import TYPE_CHECKING
 
 from rich.console import Console
 
 from safealign.commands import run_command
 from safealign.config.roots import TrainConfig
 from safealign.ranks import JobConsole, job_log, joined, read_world
+from safealign.sweep import gather
+
+if TYPE_CHECKING:
+    from safealign.training.tracking import Tracker
 
 
 def main(config: TrainConfig) -> None:
@@ -26,19 +31,36 @@ def main(config: TrainConfig) -> None:
 
 
 def _run(config: TrainConfig, console: Console) -> None:
+    from safealign.training.tracking import tracked
+
+    started = time.monotonic()
+    job = _pretrain if config.objective.name == "pretraining" else _tune
+    with tracked(config, console) as tracker:
+        ending = job(config, console, tracker)
+    minutes = (time.monotonic() - started) / 60
+    console.print(f"\n[bold]done[/] in {minutes:.1f} min. {ending}", highlight=False)
+
+
+def _tune(config: TrainConfig, console: Console, tracker: Tracker) -> str:
     from safealign.training.evaluating import evaluate_built
     from safealign.training.pipeline import build
 
-    started = time.monotonic()
-    built = build(config, console)
+    built = build(config, console, tracker)
     if built is None:
-        return
-    evaluate_built(config, built, console, " ".join(["python -m safealign.train", *sys.argv[1:]]))
-    minutes = (time.monotonic() - started) / 60
-    console.print(f"\n[bold]done[/] in {minutes:.1f} min. Export: {built.export}", highlight=False)
+        return "Export and report are rank 0's."
+    command = " ".join(["python -m safealign.train", *sys.argv[1:]])
+    evaluated = evaluate_built(config, built, console, command, tracker)
+    report = f"\nReport:  {Path(config.run_dir) / 'report' / 'summary.md'}" if evaluated else ""
+    return f"Export: {built.export}{report}\nNext:    python -m safealign.chat model={built.export}"
+
+
+def _pretrain(config: TrainConfig, console: Console, tracker: Tracker) -> str:
+    from safealign.training.pretraining_job import build_pretrained
+
+    export = build_pretrained(config, console, tracker)
     if config.suite.name != "none":
-        console.print(f"Report:  {Path(config.run_dir) / 'report' / 'summary.md'}", highlight=False)
-    console.print(f"Next:    python -m safealign.chat model={built.export}", highlight=False)
+        console.print("no table: what it measures needs thresholds, which come with fine-tuning", highlight=False)
+    return f"Export: {export}\nNext:    python -m safealign.train +recipe=llama_lora model.path={export}"
 
 
 def _settings(config: TrainConfig) -> dict[str, object]:
@@ -48,4 +70,4 @@ def _settings(config: TrainConfig) -> dict[str, object]:
 
 
 if __name__ == "__main__":
-    sys.exit(run_command(main, many_ranks=True))
+    sys.exit(run_command(main, after_sweep=gather, many_ranks=True))

@@ -13,10 +13,8 @@ from safealign.config.roots import TrainConfig
 
 def main(config: TrainConfig | None, problems: list[str]) -> int:
     """Prints what was found, one example token by token, and an estimate; 2 when anything is wrong."""
-    from safealign.training.validating import validate
-
     console = Console()
-    found = [*problems, *(validate(config, console) if config is not None else [])]
+    found = [*problems, *(_problems(config, console) if config is not None else [])]
     if not found:
         console.print("[green]no problem found[/]; nothing was trained")
         return 0
@@ -24,6 +22,16 @@ def main(config: TrainConfig | None, problems: list[str]) -> int:
     for line in found:
         console.print(f"  - {escape(line)}", highlight=False, soft_wrap=True)
     return USER_ERROR
+
+
+def _problems(config: TrainConfig, console: Console) -> list[str]:
+    if config.objective.name == "pretraining":
+        from safealign.training.validating_documents import validate_documents
+
+        return validate_documents(config, console)
+    from safealign.training.validating import validate
+
+    return validate(config, console)
 
 
 if __name__ == "__main__":

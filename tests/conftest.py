@@ -5,6 +5,7 @@ from __future__ import annotations
 import os
 import sys
 from pathlib import Path
+from typing import TYPE_CHECKING
 
 # Before torch is imported: two spinning thread pools on two cores run many times slower.
 os.environ.setdefault("OMP_WAIT_POLICY", "PASSIVE")
@@ -16,6 +17,9 @@ os.environ.setdefault("WANDB_MODE", "offline")
 import pytest
 import torch
 from hypothesis import HealthCheck, settings
+
+if TYPE_CHECKING:
+    from safealign.model import SafeModel
 
 ROOT = Path(__file__).resolve().parents[1]
 sys.path.append(str(Path(__file__).parent))  # helper modules of this folder (`tiny_models`) import by their names
@@ -35,6 +39,27 @@ def root() -> Path:
 def _seeded() -> None:
     """Every test starts from the same random state."""
     torch.manual_seed(0)
+
+
+@pytest.fixture
+def calm() -> SafeModel:
+    """A tiny model that never intervenes."""
+    from tiny_models import NEVER, build
+
+    return build(NEVER)
+
+
+@pytest.fixture
+def strict() -> SafeModel:
+    """A tiny model that refuses every request."""
+    from tiny_models import build
+
+    return build({"query": -1e3, "window": 1e3, "prefix": 1e3}, max_new_tokens=64)
+
+
+def pytest_addoption(parser: pytest.Parser) -> None:
+    """`--write-table`: write docs/architectures.md from what tests/architectures finds."""
+    parser.addoption("--write-table", action="store_true", help="write docs/architectures.md from the tests' results")
 
 
 def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:

@@ -8,7 +8,7 @@ from typing import Any
 
 import pytest
 from rich.console import Console
-from tiny_models import NEVER, build
+from tiny_models import build
 
 from safealign.chat import FORGOTTEN, Chat, converse
 from safealign.data.records import Message
@@ -18,16 +18,6 @@ from safealign.model import SafeModel
 from safealign.session import Session
 
 OPTIONS = {"max_new_tokens": 8}
-
-
-@pytest.fixture
-def calm() -> SafeModel:
-    return build(NEVER)
-
-
-@pytest.fixture
-def strict() -> SafeModel:
-    return build({"query": -1e3, "window": 1e3, "prefix": 1e3}, max_new_tokens=64)
 
 
 def make(model: SafeModel, *, color: bool = False, **more: Any) -> tuple[Chat, io.StringIO]:

@@ -10,6 +10,9 @@ import pytest
 import yaml
 
 from safealign.commands import run_command
+from safealign.config import load_option
+from safealign.config.overrides import options_of
+from safealign.config.sweeps import JobRecord, read_plan
 from safealign.errors import DataError
 from safealign.files import write_text
 
@@ -88,7 +91,9 @@ def test_cfg_prints_and_runs_nothing(
 def test_help_lists_the_groups(seen: list[Any], capsys: pytest.CaptureFixture[str]) -> None:
     assert run_command(seen.append, argv=["--help"]) == 0
     text = capsys.readouterr().out
-    assert "adapter: lora, none" in text and "recipe: llama_lora" in text and not seen
+    for group in ("adapter", "recipe"):
+        assert f"{group}: {', '.join(options_of(group))}" in text
+    assert not seen
 
 
 def test_a_mistake_beside_a_flag_is_explained_too(
@@ -98,10 +103,80 @@ def test_a_mistake_beside_a_flag_is_explained_too(
     assert "did you mean 'trainer.epochs'" in capsys.readouterr().err
 
 
-def test_a_sweep_runs_each_job_in_its_own_folder(seen: list[Any], tmp_path: Path) -> None:
+def test_a_sweep_runs_each_job_in_a_folder_named_after_what_it_varies(seen: list[Any], tmp_path: Path) -> None:
     assert run_command(seen.append, argv=["-m", "trainer.epochs=1,2", "run_dir=x"]) == 0
-    assert [(config.trainer.epochs, config.run_dir) for config in seen] == [(1.0, "x-0"), (2.0, "x-1")]
-    assert (tmp_path / "x-1/config.yaml").is_file()
+    folders = ["x/trainer.epochs-1", "x/trainer.epochs-2"]
+    assert [(config.trainer.epochs, config.run_dir) for config in seen] == list(zip((1.0, 2.0), folders, strict=True))
+    assert (tmp_path / "x/trainer.epochs-2/config.yaml").is_file()
+
+
+def test_a_sweep_without_a_run_dir_stays_beside_the_plain_run(seen: list[Any]) -> None:
+    assert run_command(seen.append, argv=["-m", "+recipe=llama_lora", "debug=smoke", "name=z", "seed=3,4"]) == 0
+    assert [config.run_dir for config in seen] == ["outputs/z-sweep/seed-3", "outputs/z-sweep/seed-4"]
+    assert {config.model.name for config in seen} == {"tiny_random"}
+    assert run_command(seen.append, "evaluate", argv=["-m", "model=outputs/x/export", "decoding.tau=1,2"]) == 0
+    assert [config.run_dir for config in seen[2:]] == [f"outputs/x-sweep/decoding.tau-{tau}" for tau in (1, 2)]
+
+
+@pytest.mark.parametrize("error", [DataError("no data"), ZeroDivisionError("by zero")])
+def test_a_job_that_fails_is_named_and_the_others_run(
+    seen: list[Any], tmp_path: Path, capsys: pytest.CaptureFixture[str], error: Exception
+) -> None:
+    def main(config: Any) -> None:
+        if config.seed == 1:
+            raise error
+        seen.append(config.seed)
+
+    swept: list[Path] = []
+    assert run_command(main, argv=["-m", "seed=0,1,2", "run_dir=x"], after_sweep=swept.append) == 2
+    assert seen == [0, 2] and swept == [Path("x")]
+    records = {name: JobRecord.read(tmp_path / "x" / name) for name in read_plan(tmp_path / "x")}
+    states = {name: record.state if record else None for name, record in records.items()}
+    assert states == {"seed-0": "finished", "seed-1": "failed", "seed-2": "finished"}
+    assert str(error) in records["seed-1"].error and str(error) in capsys.readouterr().err  # type: ignore[union-attr]
+
+
+def test_a_sweep_that_is_interrupted_leaves_its_plan(seen: list[Any], tmp_path: Path) -> None:
+    def main(config: Any) -> None:
+        if config.seed == 1:
+            raise KeyboardInterrupt
+
+    assert run_command(main, argv=["-m", "seed=0,1,2", "run_dir=x"]) == 130
+    assert list(read_plan(tmp_path / "x")) == ["seed-0", "seed-1", "seed-2"]
+    record = JobRecord.read(tmp_path / "x/seed-1")
+    assert record is not None and (record.state, record.error) == ("failed", "interrupted")
+    assert not (tmp_path / "x/seed-2").exists()
+
+
+@pytest.mark.parametrize(
+    ("item", "hint"),
+    [
+        ("trainer.epoch=1,2", "did you mean 'trainer.epochs'?"),
+        ("safety.placement=append,prepent", "did you mean 'prepend'?"),
+        ("safety.lambda_cls=0.1,-1", "safety.lambda_cls=-1.0: must be at least 0"),
+        ("model=tiny_random,tiny_randon", "did you mean 'tiny_random'?"),
+    ],
+)
+def test_a_mistake_in_a_sweep_is_explained_before_the_first_job(
+    seen: list[Any], tmp_path: Path, capsys: pytest.CaptureFixture[str], item: str, hint: str
+) -> None:
+    assert run_command(seen.append, argv=["-m", "seed=0,1", item, "run_dir=x"]) == 2
+    assert hint in capsys.readouterr().err
+    assert not seen and not (tmp_path / "x").exists()
+
+
+def test_a_job_may_compose_configs_of_its_own(tmp_path: Path, seen: list[Any]) -> None:
+    def main(config: Any) -> None:
+        seen.append((config.seed, load_option("defense", "undefended").name))
+
+    assert run_command(main, argv=["-m", "seed=0,1", "run_dir=x"]) == 0
+    assert seen == [(0, "undefended"), (1, "undefended")]
+
+
+def test_cfg_of_a_sweep_is_refused(seen: list[Any], tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    assert run_command(seen.append, argv=["-m", "--cfg", "job", "seed=0,1", "run_dir=x"]) == 2
+    assert "leave -m" in capsys.readouterr().err
+    assert not seen and not (tmp_path / "x").exists()
 
 
 def test_a_users_own_configs(seen: list[Any], tmp_path: Path) -> None:

@@ -7,7 +7,7 @@ from typing import Any
 
 import pytest
 import torch
-from tiny_models import ALWAYS, HELLO, NEVER, TALKS, build
+from tiny_models import ALWAYS, HELLO, TALKS, build
 
 import safealign
 from safealign.decoding import DEFAULT_TRIGGER
@@ -15,16 +15,6 @@ from safealign.errors import CheckpointError, ConfigError, DataError
 from safealign.model import SafeModel
 from safealign.modeling.exporting import export_model
 from safealign.session import Output
-
-
-@pytest.fixture
-def calm() -> SafeModel:
-    return build(NEVER)
-
-
-@pytest.fixture
-def strict() -> SafeModel:
-    return build({"query": -1e3, "window": 1e3, "prefix": 1e3}, max_new_tokens=64)
 
 
 def test_generate_answers_and_traces(calm: SafeModel) -> None:
@@ -165,3 +155,10 @@ def test_load_says_what_is_wrong(tmp_path: Path) -> None:
         safealign.load(tmp_path)
     with pytest.raises(ConfigError, match="dtype"):
         safealign.load(tmp_path, dtype="int3")
+
+
+@pytest.mark.parametrize(("schedule", "windows"), [("first", False), ("every", True)])
+def test_thresholds_are_those_that_something_is_compared_with(calm: SafeModel, schedule: str, windows: bool) -> None:
+    shown = calm.generate(HELLO, schedule=schedule).thresholds
+    assert shown is not None and (shown["window"] is not None) is windows
+    assert shown["query"] is not None and shown["token"] is None

@@ -38,3 +38,17 @@ def build(thresholds: dict[str, float | None], seed: int = 0, **decoding: Any) -
         head, "append", False, DEFAULT_TRIGGER, DEFAULT_REFUSAL, options, thresholds, {"temperature": 2.0}
     )
     return SafeModel(lm, tiny_tokenizer(), parts, card)
+
+
+def talkative_model(seed: int = 0) -> Any:
+    """A random model that likes words and ends its turns, so that tiny samples are usable."""
+    lm, tokenizer = tiny_model("llama", seed, layers=2), tiny_tokenizer()
+    head = torch.nn.Linear(32, len(tokenizer))
+    with torch.no_grad():
+        head.weight.mul_(8.0)
+        head.bias.zero_()
+        spaced = [id_ for word, id_ in tokenizer.get_vocab().items() if word.startswith("Ġ")]
+        head.bias[spaced] = 4.0
+        head.bias[tokenizer.eos_token_id] = 2.5
+    lm.lm_head = head
+    return lm.eval()

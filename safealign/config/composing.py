@@ -3,13 +3,15 @@
 from __future__ import annotations
 
 import threading
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
 from dataclasses import asdict
 from pathlib import Path
 from typing import Any, get_type_hints
 
 from hydra import compose as hydra_compose
 from hydra import initialize_config_dir
+from hydra.core.global_hydra import GlobalHydra
 from hydra.errors import HydraException
 from omegaconf import DictConfig, OmegaConf
 from omegaconf.errors import OmegaConfBaseException
@@ -107,5 +109,16 @@ def refuse(problems: Sequence[str]) -> None:
 def _compose(items: list[str], config_name: str, config_dir: str | Path | None) -> DictConfig:
     register()
     extra = [] if config_dir is None else [f"hydra.searchpath=['file://{Path(config_dir).resolve()}']"]
-    with _HYDRA_IS_GLOBAL, initialize_config_dir(str(conf_dir()), version_base="1.3"):
+    with _HYDRA_IS_GLOBAL, _hydra_set_aside(), initialize_config_dir(str(conf_dir()), version_base="1.3"):
         return hydra_compose(config_name, [*items, *extra])
+
+
+@contextmanager
+def _hydra_set_aside() -> Iterator[None]:
+    """Inside a job of Hydra's own (a sweep) there is a Hydra already, which refuses a second."""
+    outer = GlobalHydra.instance().hydra
+    GlobalHydra.instance().clear()
+    try:
+        yield
+    finally:
+        GlobalHydra.instance().hydra = outer

@@ -18,7 +18,9 @@ class ModelConfig:
 
     name: str
     path: str
-    architecture: str | None = choice("llama", "qwen2")
+    architecture: str | None = choice(
+        "llama", "mistral", "qwen2", "qwen3", "gemma2", "gemma3", "phi", "phi3", "gpt_neox", "olmo2"
+    )
     dtype: str = choice("auto", "bf16", "fp32")
     attn: str = choice("sdpa", "eager")
     chat_template: str | None
@@ -75,10 +77,45 @@ class SamplingConfig:
     compliant_max_new_tokens: int = at_least(1)
     answers: int = at_least(0)
     answers_max_new_tokens: int = at_least(1)
+    distilled: int = at_least(0)
+    distilled_max_new_tokens: int = at_least(1)
+    deep: int = at_least(0)
+    deep_max_new_tokens: int = at_least(1)
+    deep_chunk: int = at_least(8)
+    deep_repetition_penalty: float = positive()
+    splices: int = at_least(0)
+    benign_splices: int = at_least(0)
+    splice_opening: int = at_least(1)
+    guard: str = choice("none", "rules", "probe")
+    guard_threshold: float = between(0, 1)
     batch_size: int = at_least(1)
     temperature: float = at_least(0)
     top_k: int = at_least(0)
     seed: int = at_least(0)
+
+
+@dataclass(kw_only=True)
+class PreferencesConfig:
+    """data.preferences: the pairs of objective=dpo."""
+
+    sources: list[SourceConfig]
+    refusals: int = at_least(0)
+    answers: int = at_least(0)
+
+
+@dataclass(kw_only=True)
+class DocumentsConfig:
+    """data.documents: raw text for objective=pretraining."""
+
+    sources: list[SourceConfig]
+    streaming: bool
+    shuffle_buffer: int = at_least(0)
+    packing: bool
+    guard: str
+    malicious_from: float = between(0, 1)
+    benign_up_to: float = between(0, 1)
+    warm: int = at_least(0)
+    validation: int = at_least(0)
 
 
 @dataclass(kw_only=True)
@@ -93,6 +130,8 @@ class DataConfig:
     leak_check: LeakCheckConfig
     mix: MixConfig
     sampling: SamplingConfig
+    preferences: PreferencesConfig
+    documents: DocumentsConfig
     refusals: int = at_least(0)
     benign_answers: int = at_least(0)
     harmful_answers: int = at_least(0)
@@ -103,22 +142,65 @@ class DataConfig:
     max_length: int = at_least(16)
 
 
+# Every loss type of TRL's DPOTrainer.
+PREFERENCE_LOSSES = (
+    "sigmoid",
+    "hinge",
+    "ipo",
+    "exo_pair",
+    "nca_pair",
+    "robust",
+    "bco_pair",
+    "sppo_hard",
+    "aot",
+    "aot_unpaired",
+    "apo_zero",
+    "apo_down",
+    "discopop",
+    "sft",
+    "sigmoid_norm",
+)
+
+
+@dataclass(kw_only=True)
+class DPOConfig:
+    """objective.dpo: preference training."""
+
+    after_sft: bool
+    loss_weights: list[float] | None
+    loss_type: list[str] = choice(*PREFERENCE_LOSSES)
+    beta: float = positive()
+    label_smoothing: float = between(0, 0.5)
+    sft_weight: float = at_least(0)
+    epochs: float | None = positive()
+    max_steps: int | None = at_least(-1)
+    batch_size: int | None = at_least(1)
+    gradient_accumulation: int | None = at_least(1)
+    learning_rate: float | None = positive()
+    head_learning_rate: float | None = positive()
+
+
 @dataclass(kw_only=True)
 class ObjectiveConfig:
     """conf/objective: the loss on the text itself."""
 
-    name: str = choice("sft")
+    dpo: DPOConfig
+    name: str = choice("sft", "dpo", "pretraining")
 
 
 @dataclass(kw_only=True)
 class AdapterConfig:
     """conf/adapter: which of the LM's weights are trained."""
 
-    name: str = choice("lora", "none")
+    name: str = choice("lora", "dora", "rslora", "qlora", "none")
     r: int = at_least(1)
     alpha: int = at_least(1)
     dropout: float = between(0, 1)
     target_modules: str | None
+    dora: bool
+    rslora: bool
+    quantization: str | None = choice("nf4", "fp4")
+    double_quantization: bool
 
 
 @dataclass(kw_only=True)
@@ -226,6 +308,7 @@ class SafetyConfig:
     placement: str = choice("append", "prepend")
     init: str = choice("mean", "assistant_role")
     recovery_share: float = between(0, 1)
+    recovery_max_prefix: int = at_least(3)
     label_smoothing: float = between(0, 0.5)
     pos_weight: float | None = positive()
 
@@ -249,6 +332,8 @@ class DecodingConfig:
     theta_window: Any = probability_or("calibrated")
     theta_prefix: Any = probability_or("calibrated")
     theta_token: Any = probability_or("calibrated")
+    cache: str = choice("dynamic", "static")
+    prefill_chunk: int = at_least(1)
     fused: bool
     max_new_tokens: int = at_least(1)
     min_new_tokens: int = at_least(0)

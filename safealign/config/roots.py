@@ -126,6 +126,14 @@ class LaunchConfig:
     plan: PlanConfig
 
 
+@dataclass(kw_only=True)
+class SweepConfig:
+    """conf/sweep.yaml: the runs of a sweep side by side."""
+
+    folder: str
+    system: str
+
+
 # Root config name (a file in conf/) -> its schema. The store's names are what `defaults` lists first.
 ROOTS: dict[str, type] = {
     "config": TrainConfig,
@@ -134,6 +142,7 @@ ROOTS: dict[str, type] = {
     "chat": ChatConfig,
     "serve": ServeConfig,
     "launch": LaunchConfig,
+    "sweep": SweepConfig,
 }
 
 

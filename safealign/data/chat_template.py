@@ -57,7 +57,8 @@ class ChatTemplate:
         if not getattr(self.tokenizer, "chat_template", None):
             name = getattr(self.tokenizer, "name_or_path", "") or type(self.tokenizer).__name__
             raise DataError(
-                f"the tokenizer {name!r} has no chat template: set model.chat_template to one (Jinja text)"
+                f"the tokenizer {name!r} has no chat template: set model.chat_template to plain, or to one of your "
+                "own (Jinja text)"
             )
 
     def render(self, messages: Sequence[Message], generation_prompt: bool) -> TemplateText:
@@ -103,9 +104,7 @@ class ChatTemplate:
             )
         except Exception as error:  # templates raise whatever their author chose
             roles = ", ".join(turn.role for turn in messages)
-            raise DataError(
-                f"the chat template refuses a conversation with the roles {roles}: {error}"
-            ) from error
+            raise DataError(f"the chat template refuses a conversation with the roles {roles}: {error}") from error
         return str(rendered)
 
 

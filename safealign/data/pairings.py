@@ -36,12 +36,18 @@ class PairingSettings:
 
 
 def pair(
-    requests: Sequence[Record], harmful_answers: Sequence[Record], settings: PairingSettings, seed: int
+    requests: Sequence[Record],
+    harmful_answers: Sequence[Record],
+    settings: PairingSettings,
+    seed: int,
+    spliced: Sequence[Record] = (),
 ) -> list[Record]:
     """Returns training records of every kind, each request and each harmful answer at most once.
 
     `requests` may carry harmless answers; harmful ones among them are refused (they belong in
-    `harmful_answers`). Unlabelled chat keeps its answers. Ids gain a suffix that names the pairing.
+    `harmful_answers`). Unlabelled chat keeps its answers. Ids gain a suffix that names the pairing. `spliced` are
+    answers that turn, made beforehand: transitions are taken from the harmful ones among them first, and as many of
+    the harmless ones join them.
     """
     if any(record.response_label == MALICIOUS for record in requests):
         raise ValueError("requests with harmful answers must be handed over as harmful_answers")
@@ -55,8 +61,20 @@ def pair(
     found += [record for record in requests if record.label is None and record.response]
     found += _prompts(malicious[settings.refusals :], settings.prompts // 2)
     found += _prompts(_shuffled([*silent, *answered[settings.benign_answers :]], rng), settings.prompts // 2)
-    found += [*kept, *harmful, *transitions(kept, harmful, settings, rng)]
+    turning, breaking = _turns(spliced, settings, rng)
+    more = replace(settings, transitions=settings.transitions - len(turning))
+    found += [*kept, *harmful, *turning, *breaking, *transitions(kept, harmful, more, rng)]
     return [_categorised(record) for record in found]
+
+
+def _turns(
+    spliced: Sequence[Record], settings: PairingSettings, rng: random.Random
+) -> tuple[list[Record], list[Record]]:
+    """Of the answers that turn harmful, and of those that merely break, as many as there may be transitions."""
+    drawn = _shuffled(spliced, rng)
+    harmful = [record for record in drawn if record.response_label == MALICIOUS]
+    harmless = [record for record in drawn if record.response_label != MALICIOUS]
+    return harmful[: settings.transitions], harmless[: settings.transitions]
 
 
 def _shuffled(records: Iterable[Record], rng: random.Random) -> list[Record]:

@@ -9,6 +9,8 @@ from typing import Any, NamedTuple
 ROLES = ("system", "user", "assistant")
 BENIGN, MALICIOUS = "benign", "malicious"
 LABELS = (BENIGN, MALICIOUS)
+# How the `source` of what the undefended model wrote begins, or goes on after that of a request and a plus sign.
+SAMPLED = "sampled_"
 
 
 class Message(NamedTuple):
@@ -33,7 +35,7 @@ class Record:
 
     The last turn is the assistant's, or there is none (a prompt only). `where` ("file:row") is for messages
     to the user and is not part of the data. `complete` False: the answer was cut, so that its end is no end
-    of turn to learn from.
+    of turn to learn from. `learn` False: the answer trains verdicts, and the language model never learns it.
     """
 
     messages: tuple[Message, ...]
@@ -45,6 +47,7 @@ class Record:
     category: str | None = None
     where: str = ""
     complete: bool = True
+    learn: bool = True
 
     @property
     def prompt(self) -> tuple[Message, ...]:
@@ -64,6 +67,11 @@ class Record:
         return next((turn.content for turn in reversed(self.messages) if turn.role == "user"), "")
 
     @property
+    def sampled(self) -> bool:
+        """Whether the undefended model wrote the answer (or more): such text is shown nowhere."""
+        return SAMPLED in (self.source or "")
+
+    @property
     def prompt_characters(self) -> int:
         """Length of all turns of the prompt: one long conversation makes a whole batch as wide as itself."""
         return sum(len(turn.content) for turn in self.prompt)
@@ -81,6 +89,7 @@ class Record:
             category=row.get("category"),
             where=where,
             complete=row.get("complete", True),
+            learn=row.get("learn", True),
         )
 
     def to_dict(self) -> dict[str, Any]:
@@ -88,8 +97,7 @@ class Record:
         row: dict[str, Any] = {"messages": [turn._asdict() for turn in self.messages]}
         if self.spans:
             row["spans"] = [{"start": s.start, "end": s.end, "label": s.label} for s in self.spans]
-        if not self.complete:
-            row["complete"] = False
+        row |= {key: False for key in ("complete", "learn") if not getattr(self, key)}
         optional = ("label", "response_label", "id", "source", "category")
         return row | {key: getattr(self, key) for key in optional if getattr(self, key) is not None}
 

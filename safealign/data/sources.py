@@ -44,11 +44,19 @@ def load_records(
         records = _from_asset(spec, offline)
         require_valid(records, spec, refused)
     else:
-        rows = [renamed(row, fields or {}) for row in islice(_rows(spec, split, offline), head)]
+        rows = [renamed(row, fields or {}) for row in islice(read_rows(spec, split, offline), head)]
         require_valid(rows, spec, refused)
         records = [Record.from_dict(row.data, row.where) for row in rows]
     name = Path(spec).stem if Path(spec).suffix else spec
     return [_completed(record, name, label) for record in records]
+
+
+def load_rows(spec: str, split: str, fields: Mapping[str, str], offline: bool | None) -> list[Row]:
+    """The rows of a file, folder or hub data set as they stand, columns renamed, nothing checked.
+
+    A line that cannot be parsed is a row with its fault. Raises AssetError when the source cannot be found.
+    """
+    return [_with_columns(row, fields) for row in read_rows(spec, split, offline)]
 
 
 def known_sources() -> dict[str, str]:
@@ -71,7 +79,11 @@ def _completed(record: Record, name: str, label: str | None) -> Record:
     return dataclasses.replace(record, source=record.source or name, label=record.label or label)
 
 
-def _rows(spec: str, split: str, offline: bool | None) -> Iterator[Row]:
+def read_rows(spec: str, split: str, offline: bool | None, streaming: bool = False) -> Iterator[Row]:
+    """The rows of a file, folder or hub id, one at a time; `streaming` downloads nothing of a hub data set ahead.
+
+    Raises DataError for an unknown ending or an unreadable file, AssetError for what cannot be found.
+    """
     path = Path(spec).expanduser()
     if path.is_dir():
         for file in files_of(path):
@@ -81,7 +93,7 @@ def _rows(spec: str, split: str, offline: bool | None) -> Iterator[Row]:
             raise DataError(f"{path} has the unknown ending {path.suffix!r}: use {' or '.join(_FORMATS)}")
         yield from file_rows(path)
     elif looks_like_hub_id(spec) and path.suffix not in _FORMATS:
-        yield from _hub_rows(spec, split, offline)
+        yield from _hub_rows(spec, split, offline, streaming)
     else:
         raise AssetError(_unknown(spec))
 
@@ -147,19 +159,20 @@ def _parquet(path: Path) -> Iterator[Row]:
 _FORMATS: dict[str, Callable[[Path], Iterator[Row]]] = {".jsonl": _jsonl, ".parquet": _parquet}
 
 
-def _hub_rows(spec: str, split: str, offline: bool | None) -> Iterator[Row]:
-    rows = _hub_dataset(spec, split, offline)
+def _hub_rows(spec: str, split: str, offline: bool | None, streaming: bool) -> Iterator[Row]:
+    rows = _hub_dataset(spec, split, offline, streaming)
     yield from (
         Row(f"{spec}[{split}]:{number}", _without_none(row)) for number, row in enumerate(rows, start=1)
     )
 
 
-def _hub_dataset(spec: str, split: str, offline: bool | None) -> Iterable[Mapping[str, Any]]:
+def _hub_dataset(spec: str, split: str, offline: bool | None, streaming: bool) -> Iterable[Mapping[str, Any]]:
     datasets: Any = import_module("datasets")  # heavy, and without type hints
 
     mode = datasets.DownloadConfig(local_files_only=True) if offline else None
+    more = {"streaming": True} if streaming else {}
     try:
-        loaded: Iterable[Mapping[str, Any]] = datasets.load_dataset(spec, split=split, download_config=mode)
+        loaded: Iterable[Mapping[str, Any]] = datasets.load_dataset(spec, split=split, download_config=mode, **more)
     except Exception as error:  # the library raises what its many back ends raise
         first = (str(error).strip().splitlines() or [type(error).__name__])[0]
         raise AssetError(
@@ -174,15 +187,22 @@ def _without_none(row: Mapping[str, Any]) -> dict[str, Any]:
     return {key: value for key, value in row.items() if value is not None}
 
 
-def renamed(row: Row, fields: Mapping[str, str]) -> Row:
-    """The row with its columns under our names (`fields`: ours to theirs), and turns in our spelling."""
+def _with_columns(row: Row, fields: Mapping[str, str]) -> Row:
     if row.fault or not isinstance(row.data, Mapping):
         return row
     data = dict(row.data)
     missing = [column for column in fields.values() if column not in data]
     if missing and len(missing) == len(fields):
         return Row(row.where, data, f"has no column {missing[0]!r}; it has {', '.join(map(str, data))}")
-    data |= {field: data[column] for field, column in fields.items() if column in data}
+    return Row(row.where, data | {field: data[column] for field, column in fields.items() if column in data})
+
+
+def renamed(row: Row, fields: Mapping[str, str]) -> Row:
+    """The row with its columns called as ours are (`fields`: ours to theirs), turns in our spelling."""
+    row = _with_columns(row, fields)
+    if row.fault or not isinstance(row.data, Mapping):
+        return row
+    data = dict(row.data)
     if "messages" not in data and isinstance(data.get("prompt"), str):
         data["messages"] = _question(data["prompt"], data.get("response"))
     if isinstance(data.get("messages"), list):

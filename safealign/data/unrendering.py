@@ -32,6 +32,7 @@ class _Text:
     control: tuple[int, ...]
 
     def next_control(self, at: int) -> int | None:
+        """The first control token's place at or after `at`; None where there is none."""
         place = bisect_left(self.control, at)
         return self.control[place] if place < len(self.control) else None
 

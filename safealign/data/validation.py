@@ -12,7 +12,7 @@ from safealign.data.records import LABELS, MALICIOUS, ROLES, Record
 from safealign.errors import DataError
 
 Refused = Callable[[str], bool]
-FIELDS = ("messages", "label", "response_label", "spans", "id", "source", "category", "complete")
+FIELDS = ("messages", "label", "response_label", "spans", "id", "source", "category", "complete", "learn")
 _TEXTS = ("id", "source", "category")
 _KNOWN = frozenset(FIELDS)
 _LABEL_OR_NONE = (None, *LABELS)
@@ -126,8 +126,9 @@ def _faults(row: Any, refused: Refused | None) -> Iterator[str]:
     for key in _TEXTS:
         if row.get(key) is not None and not isinstance(row[key], str):
             yield f"{key} must be text, not {_kind(row[key])}"
-    if not isinstance(row.get("complete", True), bool):
-        yield f"complete must be true or false, not {_kind(row['complete'])}"
+    for key in ("complete", "learn"):
+        if not isinstance(row.get(key, True), bool):
+            yield f"{key} must be true or false, not {_kind(row[key])}"
     response = _response(row.get("messages"))
     spans = list(_span_faults(row.get("spans"), response))
     yield from spans

@@ -8,7 +8,7 @@ uses and tests compare.
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
 
@@ -18,13 +18,13 @@ from torch import nn
 from safealign.decoding.attention import grouped
 from safealign.decoding.planning import Feed, Plan
 from safealign.decoding.pooling import BatchMemory, sum_over
+from safealign.decoding.prefilling import chunks, portions
 from safealign.decoding.rows import EngineRow, Prompt, RowSettings
 from safealign.decoding.slot import SLOT_COLUMNS, SlotCache
 from safealign.layout import SafetyRow
 from safealign.layout.masks import additive
+from safealign.modeling.architectures import layer_masks
 from safealign.modeling.attach import Capture, RowPlan, SafetyParts
-
-PREFILL_TOKENS = 4096  # text rows of one prefill forward
 
 
 @dataclass(frozen=True)
@@ -54,17 +54,36 @@ class CachedEngine:
         embedding: torch.Tensor = lm.get_input_embeddings().weight  # type: ignore[operator]
         self.device, self.dtype = embedding.device, embedding.dtype
         self.rows: list[EngineRow] = []
-        self._cache = SlotCache(0, 0)
+        self._masks = layer_masks(lm) if parts is None else parts.masks
+        self._cache = SlotCache(0)
         self._memory = BatchMemory(0)
         self._listening = False
+        self._chunk: int | None = None
 
-    def open(self, n_rows: int, longest: int, room: int, *, reach: int = 0, listen: bool = False) -> None:
-        """Starts a new batch of at most `n_rows`: prompts up to `longest` tokens, about `room` generated ones
-        each. `reach`: how many of a row's newest tokens may be read again; `listen`: whether the token head is read.
+    def open(
+        self,
+        n_rows: int,
+        longest: int,
+        room: int,
+        *,
+        reach: int = 0,
+        listen: bool = False,
+        static: bool = False,
+        chunk: int | None = None,
+    ) -> None:
+        """Starts a new batch of at most `n_rows`; the one before is over, even if it had rows left.
+
+        `reach`: how many of a row's newest tokens may be read again; `listen`: whether the token head is read.
+        `static`: keys and values are allocated for prompts up to `longest` tokens and `room` generated ones each, or
+        taken over from the batch before where they suffice; otherwise they grow with the text. `chunk`: prompt tokens
+        of a row in one forward; None for all.
         """
         self.rows = []
-        self._cache = SlotCache(n_rows, SLOT_COLUMNS + longest + room)
+        capacity = SLOT_COLUMNS + longest + room if static else 0
+        if not (static and self._cache.restart(n_rows, capacity)):
+            self._cache = SlotCache(n_rows, capacity)
         self._memory = BatchMemory(n_rows, reach)
+        self._chunk = chunk
         self._listening = listen and self.parts is not None and self.parts.token_head is not None
 
     def admit(self, prompts: Sequence[Prompt]) -> list[EngineRow]:
@@ -75,11 +94,13 @@ class CachedEngine:
         return admitted
 
     def prefill(self, feeds: Sequence[Feed]) -> Fed:
-        """`forward` in portions of similar length, so that a large ragged batch does not fill the memory."""
+        """`forward` in portions of similar length and in chunks, so that a large ragged batch or a long prompt does
+        not fill the memory.
+        """
         logits: dict[int, torch.Tensor] = {}
         verdicts: dict[int, tuple[float, ...]] = {}
-        for chosen in _portions([len(feed.tokens) for feed in feeds]):
-            fed = self.forward([feeds[i] for i in chosen])
+        for chosen in portions([len(feed.tokens) for feed in feeds]):
+            fed = self._in_chunks([feeds[i] for i in chosen])
             for at, index in enumerate(chosen):
                 verdicts[index] = fed.verdicts[at]
                 if fed.logits is not None:
@@ -88,9 +109,20 @@ class CachedEngine:
         stacked = torch.stack([logits[i] for i in order]) if logits else None
         return Fed(stacked, [verdicts[i] for i in order])  # a prompt is not listened to: its own windows watch it
 
+    def _in_chunks(self, feeds: Sequence[Feed]) -> Fed:
+        pieces = [chunks(feed, self._chunk or len(feed.tokens)) for feed in feeds]
+        for step in range(max(len(row) for row in pieces) - 1):
+            self.forward([row[step] for row in pieces if step < len(row) - 1])
+        return self.forward([row[-1] for row in pieces])
+
     @torch.no_grad()
     def forward(self, feeds: Sequence[Feed]) -> Fed:
-        """One forward of these rows; the others stay as they are."""
+        """One forward of these rows; the others stay as they are.
+
+        Raises RuntimeError for rows of a batch that is over.
+        """
+        if not all(self._holds(feed.row) for feed in feeds):
+            raise RuntimeError("a new batch was opened on this engine: give each run that is under way one of its own")
         # In the cache's own order, so that a forward of all rows reads the buffers in place instead of copying them.
         order = sorted(range(len(feeds)), key=lambda i: feeds[i].row.index)
         fed = self._forward([feeds[i] for i in order])
@@ -123,13 +155,18 @@ class CachedEngine:
             self._memory.cut(row.index, length)
 
     def close(self, row: EngineRow) -> None:
-        """Takes a finished row out of the batch; the last one takes its place."""
+        """Takes a finished row out of the batch; the last one takes its place. Nothing happens to one that is out."""
+        if not self._holds(row):
+            return
         self._cache.drop(row.index)
         last = self.rows.pop()
         if last is not row:
             self._memory.move(last.index, row.index)
             self.rows[row.index] = last
             last.index = row.index
+
+    def _holds(self, row: EngineRow) -> bool:
+        return row.index < len(self.rows) and self.rows[row.index] is row
 
     @property
     def _pools(self) -> bool:
@@ -145,8 +182,16 @@ class CachedEngine:
         }
         mask = additive(plan.allowed, self.dtype).unsqueeze(1)
         if self.parts is None:
-            return self._text(attention_mask=mask, position_ids=plan.positions, **call), None
-        rows = RowPlan(plan.n_safety, mask, plan.positions, last_only=plan.n_text > 0)
+            masks = self._masks.argument(mask, plan.text_rows, plan.text_columns)
+            return self._text(attention_mask=masks, position_ids=plan.positions, **call), None
+        rows = RowPlan(
+            plan.n_safety,
+            mask,
+            plan.positions,
+            last_only=plan.n_text > 0,
+            text_rows=plan.text_rows,
+            text_columns=plan.text_columns,
+        )
         with self.parts.armed(rows) as capture:
             logits = self._text(**call) if plan.n_text else None
             if not plan.n_text:
@@ -160,47 +205,54 @@ class CachedEngine:
     def _judge(self, plan: Plan, states: torch.Tensor) -> list[tuple[float, ...]]:
         """Remembers the text rows' states `[N, T+S, depths, H]` and scores the safety rows."""
         assert self.parts is not None
-        if self._pools:
-            self._remember(plan, states)
+        opened = self._remember(plan, states) if self._pools else {}
         asked = [(at, index, row) for at, rows in enumerate(plan.safety) for index, row in enumerate(rows)]
         if not asked:
             return [() for _ in plan.feeds]
         at, index, safety = (list(column) for column in zip(*asked, strict=True))
         rows = states[at, [plan.n_text + i for i in index]]
-        means, lasts = self._pooled(plan, states, at, safety) if self._pools else (None, None)
+        means, lasts = self._pooled(plan, opened, at, safety) if self._pools else (None, None)
         kinds = torch.tensor([int(row.kind) for row in safety], device=states.device)
         flat = iter(self.parts.score(kinds, rows, means, lasts).tolist())
         return [tuple(next(flat) for _ in rows) for rows in plan.safety]
 
-    def _remember(self, plan: Plan, states: torch.Tensor) -> None:
-        fed = [(at, feed) for at, feed in enumerate(plan.feeds) if feed.tokens]
-        for at, feed in fed:
-            if feed.row.length == len(feed.tokens):
-                text = states[at, plan.n_text - len(feed.tokens) : plan.n_text]
-                self._memory.open(feed.row.index, feed.row.prompt, text)
-        going_on = [(at, feed) for at, feed in fed if feed.row.length > len(feed.tokens)]
+    def _remember(self, plan: Plan, states: torch.Tensor) -> dict[int, torch.Tensor]:
+        """Takes in the text rows' states; returns, by feed, those `[n_text, depths, H]` of prompts that end here."""
+        whole: dict[int, torch.Tensor] = {}
+        going_on = []
+        for at, feed in enumerate(plan.feeds):
+            if not feed.tokens:
+                continue
+            if feed.row.opened:
+                going_on.append((at, feed))
+                continue
+            feed.row.states.append(states[at, plan.n_text - len(feed.tokens) : plan.n_text])
+            if feed.row.length == feed.row.prompt.n_text:
+                whole[at] = torch.cat(feed.row.states)
+                feed.row.states, feed.row.opened = [], True
+                self._memory.open(feed.row.index, feed.row.prompt, whole[at])
         for step in range(max((len(feed.tokens) for _, feed in going_on), default=0)):
             now = [(at, feed) for at, feed in going_on if step < len(feed.tokens)]
             places = [plan.n_text - len(feed.tokens) + step for _, feed in now]
             self._memory.append([feed.row.index for _, feed in now], states[[at for at, _ in now], places])
+        return whole
 
     def _pooled(
-        self, plan: Plan, states: torch.Tensor, at: Sequence[int], safety: Sequence[SafetyRow]
+        self, plan: Plan, whole: Mapping[int, torch.Tensor], at: Sequence[int], safety: Sequence[SafetyRow]
     ) -> tuple[torch.Tensor, torch.Tensor]:
-        """Span means and last states `[n, depths, H]`: of a whole prompt from its forward, else from memory."""
-        if all(plan.feeds[i].row.length > len(plan.feeds[i].tokens) for i in at):
+        """Span means and last states `[n, depths, H]`: of a prompt that ends here from its own, else from memory."""
+        if not whole:
             rows = [plan.feeds[i].row.index for i in at]
             return self._memory.means(rows, safety), self._memory.lasts(rows, safety)
         means, lasts = [], []
         for i, row in zip(at, safety, strict=True):
             feed = plan.feeds[i]
-            if feed.row.length > len(feed.tokens):
+            if i not in whole:
                 means.append(self._memory.means([feed.row.index], [row])[0])
                 lasts.append(self._memory.lasts([feed.row.index], [row])[0])
                 continue
-            text = states[i, plan.n_text - len(feed.tokens) : plan.n_text]
-            means.append(sum_over(text, row.pools) / max(1, sum(span.length for span in row.pools)))
-            lasts.append(text[row.last if row.pools else feed.row.prompt.last_query])
+            means.append(sum_over(whole[i], row.pools) / max(1, sum(span.length for span in row.pools)))
+            lasts.append(whole[i][row.last if row.pools else feed.row.prompt.last_query])
         return torch.stack(means), torch.stack(lasts)
 
     def _stirs(self, plan: Plan, capture: Capture) -> list[float] | None:
@@ -212,18 +264,3 @@ class CachedEngine:
         assert head is not None
         found: list[float] = head(capture.at(self.parts.token_depths)[:, plan.n_text - 1].flatten(-2)).tolist()
         return found
-
-
-def _portions(lengths: Sequence[int]) -> Iterator[list[int]]:
-    """Indices by falling length, in portions of at most PREFILL_TOKENS padded tokens; all at once if they
-    fit.
-    """
-    order = sorted(range(len(lengths)), key=lambda i: -lengths[i])
-    if len(order) * lengths[order[0]] <= PREFILL_TOKENS:
-        yield list(range(len(lengths)))
-        return
-    start = 0
-    while start < len(order):
-        size = max(1, PREFILL_TOKENS // max(1, lengths[order[start]]))
-        yield order[start : start + size]
-        start += size

@@ -55,6 +55,8 @@ class DecodingOptions:
     theta_token: float | str | None = CALIBRATED  # from which the token head asks for a window (`cascade`)
     gate: bool = True  # whether the answer attends to the safety slot
     safety: bool = True  # False: the bare model
+    cache: str = "dynamic"  # keys and values: grow with the text | static: allocated at once for the longest answer
+    prefill_chunk: int = 512  # tokens of a prompt that are fed in one forward
     fused: bool = True  # evaluate the safety row in the token's own forward instead of one of its own
     trigger: str = DEFAULT_TRIGGER  # what `medium` inserts
     refusal: str = DEFAULT_REFUSAL  # what `high` ends with
@@ -158,6 +160,7 @@ _LIMITS = {
     "r1": _Limit(0),
     "r2": _Limit(1),
     "r3": _Limit(1),
+    "prefill_chunk": _Limit(1),
     "max_new_tokens": _Limit(1),
     "min_new_tokens": _Limit(0),
     "temperature": _Limit(0, whole=False, note=" (0 is greedy)"),
@@ -170,7 +173,7 @@ _LIMITS = {
 
 _KINDS: dict[type, tuple[str, tuple[str, ...]]] = {
     bool: ("true or false", ("gate", "safety", "fused")),
-    str: ("a text", ("schedule", "dependency", "trigger", "refusal")),
+    str: ("a text", ("schedule", "dependency", "cache", "trigger", "refusal")),
 }
 
 
@@ -194,6 +197,8 @@ def _range_problems(options: DecodingOptions) -> list[str]:
             problems.append(f"{name} must be {kind}, at least {limit.low:g}{upper}{limit.note}, got {value!r}")
     if isinstance(options.dependency, str) and options.dependency not in tuple(Dependency):
         problems.append(f"dependency must be one of {', '.join(Dependency)}, got {options.dependency!r}")
+    if isinstance(options.cache, str) and options.cache not in ("dynamic", "static"):
+        problems.append(f"cache must be dynamic or static, got {options.cache!r}")
     if options.seed is not None and (isinstance(options.seed, bool) or not isinstance(options.seed, int)):
         problems.append(f"seed must be a whole number or None, got {options.seed!r}")
     if not isinstance(options.stop, tuple) or not all(isinstance(text, str) and text for text in options.stop):

@@ -54,6 +54,10 @@ class Plan:
         at = torch.arange(self.width, device=device)
         allowed = (at >= first.unsqueeze(-1)) & (at < end.unsqueeze(-1))
         self.allowed = (allowed | (at == besides.unsqueeze(-1))).scatter_(2, self.columns.unsqueeze(-1), True)
+        # Which text row each row and column is, negative for the slot's and for safety rows (`masks.windowed`).
+        self.text_columns = at - SLOT_COLUMNS
+        self.text_rows = self.columns - SLOT_COLUMNS
+        self.text_rows[:, self.n_text :] = -1
         self._open_further_spans()
 
     def _row(self, feed: Feed, safety: Sequence[SafetyRow], gate: bool) -> list[int]:

@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+from dataclasses import dataclass, field
+
+import torch
 
 from safealign.decoding.rules import Probe, ProbeKind
 from safealign.layout import Rendered, RowKind, SafetyRow, Span, request_row
@@ -50,13 +52,18 @@ class Prompt:
 
 @dataclass(eq=False)
 class EngineRow:
-    """A row of a batch: `index` in the cache, `length` text rows fed so far, `slot` the column in use."""
+    """A row of a batch: `index` in the cache, `length` text rows fed so far, `slot` the column in use.
+
+    `opened`: whether a pooled head's memory has the whole prompt; until then `states` are those of its chunks.
+    """
 
     prompt: Prompt
     index: int
     length: int = 0
     slot: int = 0
     has_slot: bool = False
+    opened: bool = False
+    states: list[torch.Tensor] = field(default_factory=list)
 
 
 def safety_row(probe: Probe, prompt: Prompt, settings: RowSettings) -> SafetyRow:

@@ -3,7 +3,8 @@
 Each row has columns of its own: two for the slot, then its text, then scratch room for rows that leave no
 trace. Because the explicit mask says who sees what, physical order is irrelevant: the slot's two columns take
 turns (a new verdict is written into the one that is not in use, so text of the same forward can see either),
-withdrawn tokens are simply overwritten, and a finished row is replaced by the last one.
+withdrawn tokens are simply overwritten, and a finished row is replaced by the last one. For the same reason nothing
+has to be wiped before buffers are used again: what stands there is finite, and nobody may attend to it.
 """
 
 from __future__ import annotations
@@ -15,31 +16,34 @@ import torch
 from transformers import Cache, DynamicLayer
 
 SLOT_COLUMNS = 2  # the first text column
+MARGIN = 64  # columns that a growing cache has to spare
 
 
 class SlotCache(Cache):
     """A `transformers` cache whose `update` writes where `aim` said and returns the aimed rows' columns.
 
-    Buffers are `[rows, capacity, heads, D]`, so that a token's keys are one piece of memory.
+    Buffers are `[rows, columns, heads, D]`, so that a token's keys are one piece of memory. With a `capacity` (columns)
+    those of `max_rows` rows are made at once, at the first forward, and grow only where a row outgrows them. Without
+    one they follow the text: they begin with the rows and columns in use, grow by a factor (so that copying costs a
+    constant per token), and are given back when the last row leaves. Every layer grows by itself, so that one that
+    finds no memory leaves a cache which the other rows can go on with.
     """
 
-    def __init__(self, max_rows: int, capacity: int) -> None:
+    def __init__(self, max_rows: int, capacity: int = 0) -> None:
         super().__init__(layer_class_to_replicate=DynamicLayer)
-        self.max_rows, self.n_rows = max_rows, 0
-        self.capacity = capacity
+        self.max_rows, self.n_rows, self.capacity = max_rows, 0, capacity
         self._buffers: list[tuple[torch.Tensor, torch.Tensor]] = []
-        self._rows: torch.Tensor | None = None
-        self._at: torch.Tensor | None = None
+        self._rows: torch.Tensor | None = None  # those of the present forward; None for all in use
+        self._index = self._columns = torch.empty(0)
+        self._at: dict[int, torch.Tensor] = {}
         self._width = 0
 
     def aim(self, rows: Sequence[int], columns: torch.Tensor, width: int) -> None:
         """Prepares a forward of `rows`: its new keys go to `columns` `[N, Q]`; it sees columns `0..width-1`."""
-        self._reserve(width)
-        index = torch.tensor(rows, device=columns.device)
+        self._index, self._columns, self._width = torch.tensor(rows, device=columns.device), columns, width
         everyone = len(rows) == self.n_rows and list(rows) == list(range(self.n_rows))
-        self._rows = None if everyone else index
-        self._at = (index[:, None] * self.capacity + columns).flatten()
-        self._width = width
+        self._rows = None if everyone else self._index
+        self._at = {}
 
     def update(
         self, key_states: torch.Tensor, value_states: torch.Tensor, layer_idx: int, *args: Any, **kwargs: Any
@@ -47,11 +51,12 @@ class SlotCache(Cache):
         """Stores `[N, heads, Q, D]` at the aimed columns; returns `[N, heads, width, D]` of keys and of
         values.
         """
-        if self._at is None:
+        if not self._width:
             raise RuntimeError("aim the slot cache before a forward")
         if layer_idx == len(self._buffers):
             self._buffers.append((self._empty(key_states), self._empty(value_states)))
         keys, values = self._buffers[layer_idx]
+        keys, values = self._buffers[layer_idx] = self._with_room(keys), self._with_room(values)
         return self._write(keys, key_states), self._write(values, value_states)
 
     def admit(self, n: int) -> int:
@@ -69,6 +74,15 @@ class SlotCache(Cache):
                 keys[row] = keys[last]
                 values[row] = values[last]
         self.n_rows = last
+        if not last and not self.capacity:
+            self._buffers = []
+
+    def restart(self, max_rows: int, capacity: int) -> bool:
+        """Frees every row of a preallocated cache that is large enough to be used again; says whether it is."""
+        fits = 0 < capacity <= self.capacity and max_rows <= self.max_rows
+        if fits:
+            self.n_rows = 0
+        return fits
 
     def get_seq_length(self, layer_idx: int = 0) -> int:
         """Columns in use by the present forward (positions and mask are always explicit)."""
@@ -79,23 +93,27 @@ class SlotCache(Cache):
         return self._width, 0
 
     def _write(self, buffer: torch.Tensor, states: torch.Tensor) -> torch.Tensor:
-        assert self._at is not None
         n, heads, q, d = states.shape
-        buffer.view(-1, heads, d).index_copy_(0, self._at, states.transpose(1, 2).reshape(n * q, heads, d))
+        at = self._places(buffer.shape[1])
+        buffer.view(-1, heads, d).index_copy_(0, at, states.transpose(1, 2).reshape(n * q, heads, d))
         seen = buffer[:, : self._width]  # before rows are copied: a short row needs no long row's columns
         return (seen[: self.n_rows] if self._rows is None else seen[self._rows]).transpose(1, 2)
 
+    def _places(self, columns: int) -> torch.Tensor:
+        """Where the new keys go in a buffer of so many columns, rows one after the other; the same for every layer."""
+        if columns not in self._at:
+            self._at[columns] = (self._index[:, None] * columns + self._columns).flatten()
+        return self._at[columns]
+
     def _empty(self, states: torch.Tensor) -> torch.Tensor:
-        return states.new_zeros(self.max_rows, self.capacity, states.shape[1], states.shape[3])
+        rows = self.max_rows if self.capacity else 0
+        return states.new_zeros(rows, self.capacity, states.shape[1], states.shape[3])
 
-    def _reserve(self, width: int) -> None:
-        """Grows the buffers by half when a row outgrows them."""
-        if width <= self.capacity:
-            return
-        extra = max(width, self.capacity * 3 // 2) - self.capacity
-        self.capacity += extra
-        self._buffers = [(_grown(keys, extra), _grown(values, extra)) for keys, values in self._buffers]
-
-
-def _grown(buffer: torch.Tensor, extra: int) -> torch.Tensor:
-    return torch.nn.functional.pad(buffer, (0, 0, 0, 0, 0, extra))
+    def _with_room(self, buffer: torch.Tensor) -> torch.Tensor:
+        """The buffer, grown where it is too small: to half as many columns again, to twice as many rows."""
+        rows, columns = buffer.shape[:2]
+        wanted_rows = min(self.max_rows, max(self.n_rows, 2 * rows)) if self.n_rows > rows else rows
+        wanted_columns = max(self._width + MARGIN, columns * 3 // 2) if self._width > columns else columns
+        if (wanted_rows, wanted_columns) == (rows, columns):
+            return buffer
+        return torch.nn.functional.pad(buffer, (0, 0, 0, 0, 0, wanted_columns - columns, 0, wanted_rows - rows))

@@ -106,6 +106,7 @@ def cached(features: Features) -> Features:
     known: dict[str, torch.Tensor] = {}
 
     def look_up(records: Sequence[Record]) -> torch.Tensor:
+        """The features, with those of new prompts computed."""
         if not records:
             return features(records)
         keys = ["\x1e".join(turn.content for turn in record.prompt) for record in records]

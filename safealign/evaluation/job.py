@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from functools import partial
 from pathlib import Path
 from typing import Any
@@ -15,6 +15,7 @@ from safealign.config.groups import AttackConfig, SuiteConfig
 from safealign.data.records import Record
 from safealign.data.templates import load_templates
 from safealign.data.wrapping import generic_templates, split
+from safealign.evaluation.cells import Cell
 from safealign.evaluation.gate_effect import gate_effect
 from safealign.evaluation.head_table import (
     Features,
@@ -66,7 +67,10 @@ class Evidence:
 
 @dataclass
 class EvaluationJob:
-    """`systems`: the undefended model first, ours second, then others. `evidence` None leaves the head table out."""
+    """`systems`: the undefended model first, ours second, then others. `evidence` None leaves the head table out.
+
+    `cells` and `pictures`: what was measured and drawn, once it has run.
+    """
 
     systems: Sequence[System]
     suite: SuiteConfig
@@ -78,6 +82,8 @@ class EvaluationJob:
     judge: str = "refusal_matcher"
     offline: bool = False
     evidence: Evidence | None = None
+    cells: list[Cell] = field(default_factory=list)
+    pictures: list[Path] = field(default_factory=list)
 
     def run(self) -> Summary:
         """Measures everything, writes `summary.json`, `summary.md` and pictures, prints the tables."""
@@ -98,7 +104,8 @@ class EvaluationJob:
         self._windows(summary, result, prompts)
         self._notes(summary, prompts)
         summary.write(self.folder)
-        draw(self.folder, summary, ours.model, scores)
+        self.cells = list(result.cells.values())
+        self.pictures = draw(self.folder, summary, ours.model, scores)
         show_summary(summary, self.console)
         return summary
 
@@ -205,6 +212,7 @@ def frozen_features(parts: SafetyParts, model: SafeModel) -> Any:
     """Request features of an untouched model, as the head of `parts` reads them."""
 
     def features(records: Sequence[Record]) -> torch.Tensor:
+        """`[N, F]`, one row for each request."""
         prompts = [model.renderer.render(record.prompt) for record in records]
         layouts = [build_layout(p, [request_row(p, model.rows.placement)]) for p in prompts]
         found = layout_features(parts, [p.input_ids for p in prompts], layouts)

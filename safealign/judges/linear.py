@@ -164,6 +164,7 @@ def _minimise(
     )
 
     def closure() -> torch.Tensor:
+        """The penalised loss and its gradient."""
         solver.zero_grad()
         data = binary_cross_entropy_with_logits(rows @ w + b, labels, weight=counts, reduction="sum")
         loss = (data + 0.5 * l2 * (w @ w)) / total  # dividing keeps the tolerances meaningful for any N

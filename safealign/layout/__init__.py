@@ -1,5 +1,6 @@
 """Where the safety token and its probes sit, and who may attend to whom."""
 
+from safealign.layout.documents import document_layout, document_row
 from safealign.layout.layout import Layout, RowKind, SafetyRow, build_layout, refresh_row, request_row, window_row
 from safealign.layout.spans import Rendered, Span
 
@@ -10,6 +11,8 @@ __all__ = [
     "SafetyRow",
     "Span",
     "build_layout",
+    "document_layout",
+    "document_row",
     "refresh_row",
     "request_row",
     "window_row",

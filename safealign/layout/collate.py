@@ -72,6 +72,8 @@ def collate_layouts(layouts: Sequence[Layout], n_text: int | None = None) -> Saf
 
 
 def _fill(batch: SafetyBatch, index: int, layout: Layout, n_text: int) -> None:
+    for block in layout.blocks:
+        batch.position_ids[index, block.start : block.end] = torch.arange(block.length)
     for column, row in enumerate(layout.safety):
         batch.position_ids[index, n_text + column] = row.position
         batch.valid[index, column] = True

@@ -51,12 +51,15 @@ class Layout:
     """Text rows `0..n_text-1`, then `safety` rows; `sees[i]` is the slot version of text row i, or -1.
 
     `last_query` is the last content row of the query: no verdict on the request depends on a later row.
+    `blocks`: texts packed into one row, each of which sees itself alone and counts its positions from 0; empty
+    where the rows are one text.
     """
 
     n_text: int
     safety: tuple[SafetyRow, ...]
     sees: tuple[int, ...]
     last_query: int
+    blocks: tuple[Span, ...] = ()
 
 
 def position_of(spans: Iterable[Span], placement: str) -> int:

@@ -15,8 +15,8 @@ from typing import Any
 import torch
 from torch import nn
 
-from safealign.errors import UnsupportedModelError
 from safealign.layout import RowKind
+from safealign.modeling.architectures import check_supported, decoder_layers, layer_masks
 from safealign.modeling.safety_token import HeadSettings, SafetyHead, SafetyToken
 
 TOKEN_NAME = "safety_token"
@@ -33,7 +33,8 @@ class RowPlan:
     `compact`: optional bool `[B, T]`; the decoder then returns only those text rows, flattened to `[1, N, H]`
     (so that a language-model head scores completion positions only). `capture` off spares the head's states.
     `features_only`: the forward ends with `DeepEnough` once the head's deepest block is done. `last_only`: the
-    decoder returns the last text row alone, `[B, 1, H]`.
+    decoder returns the last text row alone, `[B, 1, H]`. `text_rows`, `text_columns`: as in `masks.windowed`, for a
+    cached forward.
     """
 
     n_safety: int
@@ -43,6 +44,8 @@ class RowPlan:
     capture: bool = True
     features_only: bool = False
     last_only: bool = False
+    text_rows: torch.Tensor | None = None
+    text_columns: torch.Tensor | None = None
 
 
 class DeepEnough(Exception):
@@ -81,8 +84,9 @@ class SafetyParts:
     def __init__(self, lm: nn.Module, settings: HeadSettings) -> None:
         self.lm = lm
         self.settings = settings
+        self.masks = layer_masks(lm)
         self.decoder: nn.Module = lm.get_decoder()  # type: ignore[operator]
-        self.layers = _decoder_layers(self.decoder)
+        self.layers = decoder_layers(lm)
         self.depths = settings.blocks(len(self.layers))
         self.token_depths = settings.token_blocks(len(self.layers))
         self._read = sorted({*self.depths, *self.token_depths})  # every depth that any head reads
@@ -169,11 +173,13 @@ class SafetyParts:
             token = self.token(embeds.shape[0], plan.n_safety).to(embeds.dtype)
             embeds = torch.cat([embeds, token], dim=1)
         kwargs = {**kwargs, "input_ids": None, "inputs_embeds": embeds, "position_ids": plan.position_ids}
-        kwargs["attention_mask"] = plan.mask.to(embeds.dtype)
+        mask = plan.mask.to(embeds.dtype)
+        kwargs["attention_mask"] = self.masks.argument(mask, plan.text_rows, plan.text_columns, plan.n_safety)
         return (), kwargs
 
     def _after_block(self, depth: int) -> Any:
         def hook(module: nn.Module, args: Any, output: Any) -> None:
+            """Keeps the block's output."""
             if self._active is not None and self._active.plan.capture:
                 self._active.blocks[depth] = output[0] if isinstance(output, tuple) else output
                 if self._active.plan.features_only and depth == self._read[-1]:
@@ -199,59 +205,34 @@ def attach(lm: nn.Module, settings: HeadSettings, init: str = "mean", role_ids: 
     """Adds the safety token and head to a causal LM and hooks its decoder.
 
     `init`: `mean` (mean of all input embeddings) or `assistant_role` (mean of the embeddings of `role_ids`, the
-    template's role token; alignment gathers there, arXiv 2510.18081). Raises UnsupportedModelError for models that
-    cannot take a float 4-D mask, sliding windows among them.
+    template's role token; alignment gathers there, arXiv 2510.18081). Raises UnsupportedModelError for models whose
+    attention cannot express the safety rows' mask.
     """
     check_supported(lm)
     embedding: torch.Tensor = lm.get_input_embeddings().weight  # type: ignore[operator]
     hidden = embedding.shape[1]
-    decoder: nn.Module = lm.get_decoder()  # type: ignore[operator]
+    n_layers = len(decoder_layers(lm))
     if not hasattr(lm, TOKEN_NAME):
-        width = settings.width(len(_decoder_layers(decoder)), hidden)
         token = SafetyToken(hidden).to(embedding.device)
         lm.add_module(TOKEN_NAME, token)
-        head = SafetyHead(width, settings.n_readouts)
+        head = SafetyHead(settings.width(n_layers, hidden), settings.n_readouts)
         if settings.separate_windows:
-            head.reads[1] = settings.window_reads(len(_decoder_layers(decoder)), hidden)
+            head.reads[1] = settings.window_reads(n_layers, hidden)
         lm.add_module(HEAD_NAME, head.to(embedding.device))
         if settings.token_layers:
-            inputs = len(settings.token_blocks(len(_decoder_layers(decoder)))) * hidden
+            inputs = len(settings.token_blocks(n_layers)) * hidden
             lm.add_module(TOKEN_HEAD_NAME, SafetyHead(inputs).to(embedding.device).requires_grad_(False))
         with torch.no_grad():
-            token.weight.copy_(_initial_vector(embedding, init, role_ids))
+            token.weight.copy_(_initial_vector(lm, init, role_ids))
     return SafetyParts(lm, settings)
 
 
-def check_supported(lm: nn.Module) -> None:
-    """Refuses, with a reason, models whose attention cannot express the safety rows' mask."""
-    config: Any = getattr(lm, "config", None)
-    name = type(lm).__name__
-    if not hasattr(lm, "get_decoder") or not hasattr(lm, "get_input_embeddings"):
-        raise UnsupportedModelError(f"{name} is no causal language model with a decoder; safealign cannot attach to it")
-    window = getattr(config, "sliding_window", None) if getattr(config, "use_sliding_window", True) else None
-    kinds = set(getattr(config, "layer_types", None) or ())
-    if kinds - {"full_attention"} or (window and not kinds):
-        raise UnsupportedModelError(
-            f"{name} uses sliding-window attention (window {window}); a plain 4-D mask would silently switch it off. "
-            "Choose a model with full attention, or set sliding_window: null in its config if it was trained so"
-        )
-    if getattr(config, "_attn_implementation", "sdpa") not in ("sdpa", "eager"):
-        raise UnsupportedModelError(
-            f"{name} was loaded with {config._attn_implementation} attention; load it with model.attn=sdpa or eager"
-        )
-
-
-def _decoder_layers(decoder: nn.Module) -> nn.ModuleList:
-    for name in ("layers", "h", "blocks"):
-        layers = getattr(decoder, name, None)
-        if isinstance(layers, nn.ModuleList):
-            return layers
-    raise UnsupportedModelError(f"no list of decoder blocks found on {type(decoder).__name__}")
-
-
-def _initial_vector(embedding: torch.Tensor, init: str, role_ids: list[int] | None) -> torch.Tensor:
+def _initial_vector(lm: nn.Module, init: str, role_ids: list[int] | None) -> torch.Tensor:
+    table: Any = lm.get_input_embeddings()  # type: ignore[operator]
+    # Where the embedding module scales what it looks up (Gemma), so must a vector that stands beside its output.
+    scale = float(getattr(table, "embed_scale", 1.0))
     if init == "mean":
-        return embedding.float().mean(dim=0)
+        return table.weight.float().mean(dim=0) * scale
     if init == "assistant_role" and role_ids:
-        return embedding[role_ids].float().mean(dim=0)
+        return table.weight[role_ids].float().mean(dim=0) * scale
     raise ValueError(f"init must be one of {INITS} (assistant_role needs the template's role ids), got {init!r}")

@@ -17,6 +17,8 @@ from safealign.errors import CheckpointError
 from safealign.modeling.attach import SafetyParts
 from safealign.modeling.checkpoint import SafetyCard, publish, save_safety
 from safealign.modeling.loading import ADAPTER_FILE, BASE_FILE, weights_digest
+from safealign.modeling.precision import DTYPES
+from safealign.modeling.quantization import merged_twin, quantization_of
 
 _SAFETY_PREFIX = "safety_"
 
@@ -54,8 +56,11 @@ def export_model(
 
 @contextmanager
 def merged(model: Any) -> Iterator[None]:
-    """While open, a PEFT model's adapter is folded into its weights: a third of the operations. Else nothing."""
-    if not hasattr(model, "peft_config"):
+    """While open, a PEFT model's adapter is folded into its weights: a third of the operations. Else nothing.
+
+    4-bit weights are left alone: they would be rounded to 4 bits again with the adapter in them.
+    """
+    if not hasattr(model, "peft_config") or quantization_of(model) is not None:
         yield
         return
     causal = model.get_base_model()
@@ -75,6 +80,9 @@ def _save_merged(folder: Path, model: Any) -> None:
     """Saves the LM without its safety modules; an adapter is merged for the save and taken out again."""
     if not hasattr(model, "peft_config"):
         model.save_pretrained(folder, state_dict=_without_safety(model.state_dict()))
+        return
+    if quantization_of(model) is not None:
+        merged_twin(model).save_pretrained(folder)
         return
     causal = model.get_base_model()
     with merged(model):
@@ -108,5 +116,9 @@ def _save_adapter(folder: Path, model: Any, base_name: str) -> None:
     config = copy.deepcopy(model.peft_config["default"])
     config.modules_to_save, config.inference_mode, config.base_model_name_or_path = None, True, base_name
     config.save_pretrained(folder)
-    base = {"name": base_name, "weights_digest": weights_digest(model.get_base_model())}
+    base: dict[str, Any] = {"name": base_name, "weights_digest": weights_digest(model.get_base_model())}
+    if quantization := quantization_of(model):
+        table = model.get_base_model().get_input_embeddings().weight
+        names = {dtype: name for name, dtype in DTYPES.items()}
+        base["quantization"] = quantization.to_dict() | {"from": names[table.dtype]}
     (folder / BASE_FILE).write_text(json.dumps(base, indent=2) + "\n", encoding="utf-8")

@@ -5,15 +5,20 @@ from __future__ import annotations
 import json
 from dataclasses import dataclass
 from pathlib import Path
+from tempfile import TemporaryDirectory
 from typing import Any
 
 import torch
 
 from safealign.assets import model_path
+from safealign.data.plain_template import NAME as PLAIN
+from safealign.data.plain_template import plain_template
 from safealign.errors import CheckpointError, ConfigError
 from safealign.modeling.attach import SafetyParts, attach
 from safealign.modeling.checkpoint import SafetyCard, read_card, restore_safety, verify_manifest
-from safealign.modeling.tiny import tiny_model, tiny_tokenizer
+from safealign.modeling.precision import serving_dtype
+from safealign.modeling.quantization import Quantization, quantization_of
+from safealign.modeling.tiny import tiny_model, tiny_tokenizer, write_tiny
 
 TINY_NAME = "tiny_random"
 ADAPTER_FILE, BASE_FILE = "adapter_config.json", "base.json"
@@ -38,36 +43,58 @@ def load_base(
     attn: str = "sdpa",
     chat_template: str | None = None,
     offline: bool | None = None,
+    quantization: Quantization | None = None,
 ) -> tuple[Any, Any]:
-    """Loads `(causal LM, tokenizer)` by asset name, local path or hub id, in eval mode.
+    """Loads `(causal LM, tokenizer)` by asset name, local path or hub id, in eval mode, in 4 bits if asked for.
 
     Raises AssetError when it cannot be found and ConfigError when it has no chat template and none is given.
     """
-    model, tokenizer = _by_name(name, dtype, attn, offline)
+    model, tokenizer = _by_name(name, dtype, attn, offline, quantization)
     if chat_template is not None:
-        tokenizer.chat_template = _template_text(chat_template)
+        plain = chat_template == PLAIN
+        tokenizer.chat_template = plain_template(tokenizer) if plain else _template_text(chat_template)
     if not tokenizer.chat_template:
-        raise ConfigError(f"{name} has no chat template: give one with model.chat_template=PATH_OR_TEXT")
+        raise ConfigError(
+            f"{name} has no chat template: model.chat_template=plain gives it one, or give your own with "
+            "model.chat_template=PATH_OR_TEXT"
+        )
     return model, tokenizer
 
 
-def _by_name(name: str, dtype: torch.dtype, attn: str, offline: bool | None) -> tuple[Any, Any]:
+def _by_name(
+    name: str, dtype: torch.dtype, attn: str, offline: bool | None, quantization: Quantization | None = None
+) -> tuple[Any, Any]:
     """A model by name; `tiny_random[:architecture[:seed]]` is made in code."""
     first, *rest = name.split(":")
     if first == TINY_NAME:
-        model: Any = tiny_model(rest[0] if rest else "llama", int(rest[1]) if len(rest) > 1 else 0)
-        model.config._attn_implementation = attn
+        made = rest[0] if rest else "llama", int(rest[1]) if len(rest) > 1 else 0
+        if quantization is not None:  # weights are quantised on their way from a file
+            with TemporaryDirectory() as folder:
+                return load_folder(write_tiny(folder, *made), dtype, attn, quantization)
+        model: Any = tiny_model(*made)
+        model.set_attn_implementation(attn if attn != "sdpa" or model._supports_sdpa else "eager")
         return model.to(dtype), tiny_tokenizer()
-    return load_folder(model_path(name, offline=offline), dtype, attn)
+    return load_folder(model_path(name, offline=offline), dtype, attn, quantization)
 
 
-def load_folder(path: Path | str, dtype: torch.dtype, attn: str = "sdpa") -> tuple[Any, Any]:
-    """`(causal LM, tokenizer)` from a folder or hub id, in eval mode."""
+def load_folder(
+    path: Path | str, dtype: torch.dtype, attn: str = "sdpa", quantization: Quantization | None = None
+) -> tuple[Any, Any]:
+    """`(causal LM, tokenizer)` from a folder or hub id, in eval mode; eager attention where there is no sdpa."""
     from transformers import AutoModelForCausalLM, AutoTokenizer
     from transformers.utils import logging
 
     logging.disable_progress_bar()  # weights load in a second; bars would bury what the command says
-    model = AutoModelForCausalLM.from_pretrained(path, dtype=dtype, attn_implementation=attn)
+    how: dict[str, Any] = {"dtype": dtype, "attn_implementation": attn}
+    if quantization is not None:
+        how["quantization_config"] = quantization.config(dtype)
+    try:
+        model = AutoModelForCausalLM.from_pretrained(path, **how)
+    except ValueError as error:
+        # sdpa has no soft caps, so Gemma-2's code refuses it (and nothing else says so before).
+        if attn != "sdpa" or "scaled_dot_product_attention" not in str(error):
+            raise
+        model = AutoModelForCausalLM.from_pretrained(path, **how | {"attn_implementation": "eager"})
     return model.eval(), AutoTokenizer.from_pretrained(path)
 
 
@@ -97,7 +124,8 @@ def load_export(
         causal = lm
     parts = attach(causal, card.head)
     restore_safety(folder, parts)
-    lm.to(device)
+    if quantization_of(causal) is None:  # 4-bit weights stay on the GPU that they were made on
+        lm.to(device)
     return LoadedExport(lm, tokenizer, parts, card, folder, base_name)
 
 
@@ -114,7 +142,10 @@ def _load_adapter(folder: Path, dtype: torch.dtype, attn: str, offline: bool | N
     from transformers import AutoTokenizer
 
     base = json.loads((folder / BASE_FILE).read_text(encoding="utf-8"))
-    causal, _ = _by_name(base["name"], dtype, attn, offline)
+    asked, quantization = base.get("quantization"), None
+    if asked:  # in the format that they were quantised from, or other numbers come out
+        quantization, dtype = Quantization(str(asked["kind"]), bool(asked["double"])), serving_dtype(str(asked["from"]))
+    causal, _ = _by_name(base["name"], dtype, attn, offline, quantization)
     if weights_digest(causal) != base["weights_digest"]:
         raise CheckpointError(
             f"{folder} was trained on other weights than {base['name']} holds now; fetch the same base model again"

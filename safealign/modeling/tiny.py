@@ -11,7 +11,40 @@ if TYPE_CHECKING:
     from transformers import PreTrainedModel, PreTrainedTokenizerFast
 
 END_OF_TEXT, TURN_START, TURN_END = "<|endoftext|>", "<|im_start|>", "<|im_end|>"
-ARCHITECTURES = ("llama", "qwen2")
+WINDOW = 8  # of the tiny models that have sliding windows: shorter than any rendered prompt
+_GQA = {"num_key_value_heads": 2}
+_EVERY_OTHER = ["sliding_attention", "full_attention"]
+# Name -> transformers' class prefix and what its config needs beside the common settings.
+ARCHITECTURES: dict[str, tuple[str, dict[str, Any]]] = {
+    "llama": ("Llama", _GQA),
+    "mistral": ("Mistral", _GQA | {"sliding_window": WINDOW, "head_dim": 8}),
+    "qwen2": ("Qwen2", _GQA),
+    "qwen3": (
+        "Qwen3",
+        _GQA | {"head_dim": 8, "use_sliding_window": True, "sliding_window": WINDOW, "layer_types": _EVERY_OTHER},
+    ),
+    # Soft caps so low that they bend what random weights give; a query scale that is not the default one.
+    "gemma2": (
+        "Gemma2",
+        _GQA
+        | {
+            "head_dim": 8,
+            "sliding_window": WINDOW,
+            "layer_types": _EVERY_OTHER,
+            "attn_logit_softcapping": 2.0,
+            "final_logit_softcapping": 5.0,
+            "query_pre_attn_scalar": 16,
+        },
+    ),
+    "gemma3": (
+        "Gemma3",
+        _GQA | {"head_dim": 8, "sliding_window": WINDOW, "layer_types": _EVERY_OTHER, "query_pre_attn_scalar": 16},
+    ),
+    "phi": ("Phi", _GQA),
+    "phi3": ("Phi3", _GQA | {"sliding_window": WINDOW}),
+    "gpt_neox": ("GPTNeoX", {}),
+    "olmo2": ("Olmo2", _GQA),
+}
 CHAT_TEMPLATE = (
     "{% for message in messages %}<|im_start|>{{ message['role'] }}\n{{ message['content'] }}"
     "<|im_end|>\n{% endfor %}"
@@ -45,32 +78,33 @@ def tiny_tokenizer() -> PreTrainedTokenizerFast:
 
 
 def tiny_model(architecture: str = "llama", seed: int = 0, layers: int = 4) -> PreTrainedModel:
-    """A random causal LM in fp32 for `tiny_tokenizer`: hidden 32, 4 heads on 2 kv heads, tied embeddings.
+    """A random causal LM in fp32 for `tiny_tokenizer`: hidden 32, 4 heads, tied embeddings, windows of 8 if any.
 
-    The caller's random state is left as it was. Raises ValueError for an unknown architecture.
+    `architecture`: a key of `ARCHITECTURES`. The caller's random state is left as it was. Raises ValueError for an
+    unknown architecture.
     """
-    from transformers import LlamaConfig, LlamaForCausalLM, Qwen2Config, Qwen2ForCausalLM
+    import transformers
 
-    known: dict[str, Any] = {
-        "llama": (LlamaConfig, LlamaForCausalLM),
-        "qwen2": (Qwen2Config, Qwen2ForCausalLM),
-    }
-    if architecture not in known:
+    if architecture not in ARCHITECTURES:
         raise ValueError(f"unknown tiny architecture {architecture!r}: choose one of {', '.join(ARCHITECTURES)}")
-    config_class, model_class = known[architecture]
+    prefix, more = ARCHITECTURES[architecture]
+    config_class = getattr(transformers, f"{prefix}TextConfig", None) or getattr(transformers, f"{prefix}Config")
+    model_class = getattr(transformers, f"{prefix}ForCausalLM")
     tokenizer = tiny_tokenizer()
+    if "layer_types" in more:
+        more = more | {"layer_types": [more["layer_types"][layer % 2] for layer in range(layers)]}
     config = config_class(
         vocab_size=len(tokenizer),
         hidden_size=32,
         intermediate_size=64,
         num_hidden_layers=layers,
         num_attention_heads=4,
-        num_key_value_heads=2,
         max_position_embeddings=2048,
         tie_word_embeddings=True,
         bos_token_id=tokenizer.bos_token_id,
         eos_token_id=tokenizer.eos_token_id,
         pad_token_id=tokenizer.pad_token_id,
+        **more,
     )
     with torch.random.fork_rng(devices=[]):
         torch.manual_seed(seed)

@@ -151,7 +151,8 @@ def _thresholds(safety: Mapping[str, Any]) -> str:
         note = details.get(name, {}).get("note", "not calibrated")
         rows.append((name, "off" if logit is None else f"{logit:.3f}", note))
     if not rows:
-        return "No threshold is set: interventions are off."
+        reason = f" ({calibration['note']})" if calibration.get("note") else ""
+        return f"No threshold is set: interventions are off until `generate` is given thresholds{reason}."
     parts = [_table(("threshold", "logit", "what it promises"), rows)]
     if calibration.get("note"):
         parts.append(f"Together: {calibration['note']}.")

@@ -46,7 +46,7 @@ def reliability(
     cells = [Cell.of(row.harmful) for row in bins]
     x = [row.mean_probability for row in bins]
     top.plot([0, 1], [0, 1], linestyle="--", color=GREY, label="perfectly calibrated")
-    _points(top, x, cells, 0, "safety head (95 % interval)", line=False)
+    draw_points(top, x, cells, 0, "safety head (95 % interval)", line=False)
     top.set(ylabel="share that is harmful", ylim=(-0.03, 1.03), xlim=(-0.03, 1.03), title=title)
     top.legend(loc="upper left")
     bottom.bar(x, [cell.n or 0 for cell in cells], width=0.05, color=COLOURS[0])
@@ -104,7 +104,7 @@ def attack_by_prefill(
     for index, (system, found) in enumerate(rates.items()):
         shift = 0.06 * (index - (len(rates) - 1) / 2)  # so that equal rates do not hide each other
         x = [places[length] + shift for length in sorted(found)]
-        _points(axis, x, [Cell.of(found[length]) for length in sorted(found)], index, system, scale=100.0)
+        draw_points(axis, x, [Cell.of(found[length]) for length in sorted(found)], index, system, scale=100.0)
     axis.set_xticks(range(len(lengths)), ["direct" if length == 0 else str(length) for length in lengths])
     axis.set(
         xlabel="tokens of the answer put into the model's mouth", ylabel="attack success (%)", title=title
@@ -155,7 +155,7 @@ def verdict_along_answer(
     return save(figure, path)
 
 
-def _points(
+def draw_points(
     axis: Axes,
     x: Sequence[float],
     cells: Sequence[Cell],
@@ -165,7 +165,7 @@ def _points(
     scale: float = 1.0,
     line: bool = True,
 ) -> None:
-    """Values with error bars in the colour, marker and line style of `index`."""
+    """Values with error bars (where a cell has an interval) in the colour, marker and line style of `index`."""
     y = np.array([np.nan if cell.value is None else cell.value for cell in cells]) * scale
     ends = [
         cell.interval if cell.interval and None not in cell.interval else (np.nan, np.nan) for cell in cells

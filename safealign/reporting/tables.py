@@ -16,7 +16,7 @@ def before_after(summary: Summary) -> Table:
     table = Table(title=escape(summary.title), title_justify="left", header_style="bold")
     table.add_column("measure")
     for title in summary.systems.values():
-        table.add_column(escape(title), justify="right")
+        table.add_column(escape(title), justify="right", overflow="fold")
     for area in summary.areas.values():
         if not area.cells:
             continue
@@ -37,7 +37,7 @@ def grid_table(grid: Grid) -> Table:
     measures_down = len(rows) < len(grid.measures)
     table.add_column("measure" if measures_down else "")
     for title in [grid.rows[row] for row in rows] if measures_down else [m.heading for m in grid.measures]:
-        table.add_column(escape(title), justify="right")
+        table.add_column(escape(title), justify="right", overflow="fold")
     if measures_down:
         for measure in grid.measures:
             table.add_row(escape(measure.heading), *(grid.shown(row, measure) for row in rows))

@@ -28,6 +28,7 @@ def create_app(service: Service, key: str | None = None) -> FastAPI:
 
     @asynccontextmanager
     async def lifespan(app: FastAPI) -> AsyncIterator[None]:
+        """The worker's thread runs while the app does."""
         service.worker.start()
         try:
             yield
@@ -35,6 +36,7 @@ def create_app(service: Service, key: str | None = None) -> FastAPI:
             service.close(STOP_SECONDS)
 
     async def closed(request: Request) -> None:  # async, or it would be run in a pool of threads
+        """Turns away, and counts, whoever brings no key."""
         try:
             check_key(request, key)
         except ApiError as error:

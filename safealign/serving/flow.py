@@ -12,7 +12,7 @@ from fastapi.responses import StreamingResponse
 from starlette.types import Receive, Scope, Send
 
 from safealign.decoding import Prompt
-from safealign.decoding.decoder import CANCELLED
+from safealign.decoding.decoded import CANCELLED
 from safealign.serving.metrics import Metrics
 from safealign.serving.problems import ApiError, cancelled, too_slow
 from safealign.serving.replies import DONE, FINISH, Reply, sse

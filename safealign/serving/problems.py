@@ -60,6 +60,11 @@ def engine_failed() -> ApiError:
     )
 
 
+def prompt_failed() -> ApiError:
+    """The engine raised on this request's prompt alone."""
+    return ApiError(500, "the engine failed on this prompt: try again, or send less", code="engine", outcome="error")
+
+
 def unexpected() -> ApiError:
     """A fault of the server's own."""
     return ApiError(500, "the server failed on this request; its log says where", code="internal", outcome="error")

@@ -13,7 +13,7 @@ from typing import Any
 
 from safealign.decoding import Prompt
 from safealign.errors import SafealignError
-from safealign.serving.problems import ApiError, cancelled, engine_failed, stopping
+from safealign.serving.problems import ApiError, cancelled, engine_failed, prompt_failed, stopping
 from safealign.session import Answer, Session, StreamEvent
 
 Event = StreamEvent | ApiError
@@ -37,8 +37,9 @@ class Job:
 class Worker:
     """Decodes jobs, at most `rows` at a time, on the session that `open_session` makes.
 
-    `submit`, `cancel` and `stop` may be called from any thread, and from a signal handler. When the engine raises, the
-    answers under way fail, a fresh session is opened, and those that wait go on there.
+    `submit`, `cancel` and `stop` may be called from any thread, and from a signal handler. When the engine raises on
+    a prompt while others are under way, that job fails alone. When it raises otherwise, the answers under way fail, a
+    fresh session is opened, and those that wait go on there.
     """
 
     def __init__(self, open_session: Callable[[], Session], rows: int) -> None:
@@ -118,7 +119,19 @@ class Worker:
         while self._waiting and len(self._live) < self._rows:
             self._admit(self._session, self._waiting.popleft())
         if self._live:
-            self._hand_out(self._session.step())
+            self._step(self._session)
+
+    def _step(self, session: Session) -> None:
+        try:
+            events = session.step()
+        except Exception as error:
+            failed = session.failed()
+            if not failed or len(failed) == len(self._live):  # nobody to spare: a fresh session is safer
+                raise
+            logger.error("the engine failed on a prompt; the other answers go on", exc_info=error)
+            self._fail([self._live.pop(answer) for answer in failed], prompt_failed())
+            return
+        self._hand_out(events)
 
     def _admit(self, session: Session, job: Job) -> None:
         # Jobs wait here and not in the session, so that those without a row outlive its failure.

@@ -10,6 +10,7 @@ from typing import Any
 from safealign.assets import asset_note, registry
 from safealign.config.overrides import options_of
 from safealign.data.readers import READERS
+from safealign.data.records import SAMPLED
 from safealign.modeling.checkpoint import SafetyCard, write_manifest
 from safealign.modeling.loading import ADAPTER_FILE
 from safealign.reporting.model_card import CardFacts, write_model_card
@@ -47,7 +48,8 @@ def data_sets(records: Mapping[str, int]) -> list[dict[str, Any]]:
     return [{**_note(name), "name": name, "rows": count} for name, count in sorted(rows.items())]
 
 
-def _note(source: str) -> dict[str, str]:
+def _note(name: str) -> dict[str, str]:
+    source = name.partition(f"+{SAMPLED}")[0]
     if source in READERS and READERS[source].asset in registry():
         return asset_note(READERS[source].asset)
-    return {"licence": "the base model's own text"} if source.startswith("sampled_") else {}
+    return {"licence": "the base model's own text"} if source.startswith(SAMPLED) else {}

@@ -19,16 +19,21 @@ from safealign.errors import ConfigError, SafealignError
 from safealign.modeling.safety_token import HeadSettings
 from safealign.ranks import world_size
 
+_SMOOTHED = {"robust", "exo_pair", "aot", "aot_unpaired"}  # preference losses that read label_smoothing
 THETAS = ("theta_query", "theta_window", "theta_prefix")
 
 
 def config_problems(config: TrainConfig) -> list[str]:
     """Every combination of settings that a run would fail or be meaningless with, one line each."""
+    if config.objective.name == "pretraining":
+        return [*_head_problems(config), *_decoding_problems(config), *_document_problems(config)]
     return [
         *_head_problems(config),
+        *_adapter_problems(config),
         *_decoding_problems(config),
         *_window_problems(config),
         *_style_problems(config),
+        *_preference_problems(config),
         *_table_problems(config),
         *_rank_problems(config),
     ]
@@ -44,8 +49,25 @@ def config_notes(config: TrainConfig) -> list[str]:
         )
     if safety.gate.closed_share == 1.0 and config.decoding.gate and safety.lambda_cls > 0:
         notes.append("safety.gate.closed_share=1: no text sees the safety token in training, but decoding.gate is true")
+    dpo = config.objective.dpo
+    if config.objective.name == "dpo" and dpo.label_smoothing and not set(dpo.loss_type) & _SMOOTHED:
+        notes.append("objective.dpo.label_smoothing: none of the loss types uses it")
+    notes += _sampling_notes(config)
     if not config.data.leak_check.enabled:
         notes.append("data.leak_check.enabled=false: figures on evaluation sets may be flattered")
+    return notes
+
+
+def _sampling_notes(config: TrainConfig) -> list[str]:
+    """What is sampled, but never seen by training."""
+    data, sampling, notes = config.data, config.data.sampling, []
+    if sampling.deep and sampling.deep_max_new_tokens >= data.max_length:
+        notes.append(
+            f"data.sampling.deep asks for answers of {sampling.deep_max_new_tokens} tokens, and examples are cut at "
+            f"data.max_length={data.max_length}, prompt included"
+        )
+    if (sampling.splices or sampling.benign_splices) and not data.transitions and not data.warm_answers:
+        notes.append("data.sampling.splices: trained on as data.transitions and data.warm_answers, which are both 0")
     return notes
 
 
@@ -102,6 +124,12 @@ def _head_problems(config: TrainConfig) -> list[str]:
     return []
 
 
+def _adapter_problems(config: TrainConfig) -> list[str]:
+    if config.adapter.name == "none" and config.adapter.quantization is not None:
+        return ["adapter.quantization: 4-bit weights cannot be trained themselves: set it to null, or adapter=qlora"]
+    return []
+
+
 def _decoding_problems(config: TrainConfig) -> list[str]:
     known = DecodingOptions.__dataclass_fields__
     try:
@@ -120,6 +148,45 @@ def _window_problems(config: TrainConfig) -> list[str]:
         return []
     keys = " and ".join(f"decoding.{theta}=null" for theta in wanted)
     return [f"safety.windows.per_answer=0 trains no verdict on answers, but decoding looks at them: set {keys}"]
+
+
+def _preference_problems(config: TrainConfig) -> list[str]:
+    """Loss types of TRL that this set-up cannot train with, each with the reason."""
+    if config.objective.name != "dpo":
+        return []
+    dpo, problems = config.objective.dpo, []
+    losses = set(dpo.loss_type)
+    if not losses - {"sft"}:
+        problems.append(
+            "objective.dpo.loss_type: names no preference loss (sft alone learns the chosen answers): add one such as "
+            "sigmoid, or train with objective=sft"
+        )
+    if len(losses) < len(dpo.loss_type):
+        problems.append("objective.dpo.loss_type: names one twice; give it a weight in objective.dpo.loss_weights")
+    if dpo.loss_weights is not None and len(dpo.loss_weights) != len(dpo.loss_type):
+        problems.append(
+            f"objective.dpo.loss_weights: {len(dpo.loss_weights)} weights for {len(dpo.loss_type)} loss types"
+        )
+    if any(weight <= 0 for weight in dpo.loss_weights or ()):
+        problems.append("objective.dpo.loss_weights: must be above 0; a negative one would prefer what is rejected")
+    if "exo_pair" in losses and dpo.label_smoothing == 0:
+        problems.append("objective.dpo.loss_type=exo_pair takes the logarithm of label_smoothing: set that, as 1e-3")
+    if "robust" in losses and dpo.label_smoothing >= 0.5:
+        problems.append("objective.dpo.loss_type=robust divides by 1 − 2·label_smoothing: set it below 0.5")
+    return problems
+
+
+def _document_problems(config: TrainConfig) -> list[str]:
+    documents, problems = config.data.documents, []
+    if not documents.sources:
+        problems.append("data.documents.sources=[]: the pretraining stage needs documents")
+    if documents.streaming and config.trainer.max_steps < 1:
+        problems.append("data.documents.streaming=true: a stream has no known end; set trainer.max_steps")
+    if documents.benign_up_to > documents.malicious_from:
+        problems.append("data.documents.benign_up_to must not be above data.documents.malicious_from")
+    if config.safety.lambda_cls > 0 and not documents.warm:
+        problems.append("data.documents.warm=0: the head has no document to take its inputs' scale from; 600 will do")
+    return problems
 
 
 def _style_problems(config: TrainConfig) -> list[str]:
@@ -156,7 +223,20 @@ def _rank_problems(config: TrainConfig) -> list[str]:
     if config.deepspeed.config is not None and find_spec("deepspeed") is None:
         how = "pip install -c constraints.txt -e '.[deepspeed]'"
         problems.append(f"deepspeed={config.deepspeed.name} needs the package deepspeed: {how}, or set deepspeed=none")
-    if config.suite.name != "none" and (world_size() > 1 or config.deepspeed.config is not None):
+    many = world_size() > 1
+    if many and config.objective.name == "pretraining":
+        problems.append("objective=pretraining trains in one process for now: start it without a launcher")
+    if config.deepspeed.config is not None:
+        if config.objective.name == "pretraining":
+            problems.append("objective=pretraining trains without DeepSpeed for now: set deepspeed=none")
+        if config.objective.name == "dpo" and config.objective.dpo.after_sft:
+            problems.append(
+                "objective.dpo.after_sft=true: DeepSpeed trains one stage a run: set it to false and start from the "
+                "export of a run of objective=sft (model.path=…/export), or set deepspeed=none"
+            )
+        if config.adapter.quantization is not None:
+            problems.append("adapter.quantization: 4-bit weights are trained without DeepSpeed: set deepspeed=none")
+    if config.suite.name != "none" and (many or config.deepspeed.config is not None):
         problems += [
             f"baselines: {name} is trained by one process without DeepSpeed: leave it out here, and afterwards run "
             f"python -m safealign.evaluate model={config.run_dir}/export baselines=[{name}]"

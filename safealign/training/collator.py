@@ -11,7 +11,7 @@ from safealign.layout.collate import collate_layouts
 from safealign.modeling.features import pad_ids
 from safealign.training.examples import IGNORED, Example
 
-EXAMPLE_KEY = "example"
+EXAMPLE_KEY, LENGTH_KEY = "example", "length"
 
 
 class SafetyCollator:
@@ -25,13 +25,22 @@ class SafetyCollator:
         self.pad_token_id = pad_token_id
 
     def __call__(self, rows: Sequence[dict[str, Any]]) -> dict[str, torch.Tensor]:
-        chosen = [self.examples[row[EXAMPLE_KEY]] for row in rows]
-        input_ids = pad_ids([example.input_ids for example in chosen], self.pad_token_id)
-        lengths = torch.tensor([len(example.input_ids) for example in chosen])
-        batch = {
-            "input_ids": input_ids,
-            "labels": pad_ids([example.labels for example in chosen], IGNORED),
-            "attention_mask": (torch.arange(input_ids.shape[1])[None] < lengths[:, None]).long(),
-            "safety_example": torch.tensor([row[EXAMPLE_KEY] for row in rows]),
-        }
-        return batch | collate_layouts([example.layout for example in chosen], input_ids.shape[1]).as_dict()
+        numbers = [row[EXAMPLE_KEY] for row in rows]
+        return collate_examples([self.examples[number] for number in numbers], numbers, self.pad_token_id)
+
+
+def collate_examples(chosen: Sequence[Example], numbers: Sequence[int], pad_token_id: int) -> dict[str, torch.Tensor]:
+    """The batch of `SafetyCollator`; `numbers` name the examples in what is gathered of their verdicts."""
+    batch = text_and_safety(chosen, pad_token_id)
+    batch["labels"] = pad_ids([example.labels for example in chosen], IGNORED)
+    batch["safety_example"] = torch.tensor(numbers)
+    return batch
+
+
+def text_and_safety(examples: Sequence[Example], pad_token_id: int) -> dict[str, torch.Tensor]:
+    """`input_ids`, `attention_mask` `[B, T]` and the `safety_*` tensors of the examples' layouts."""
+    input_ids = pad_ids([example.input_ids for example in examples], pad_token_id)
+    lengths = torch.tensor([len(example.input_ids) for example in examples])
+    mask = (torch.arange(input_ids.shape[1])[None] < lengths[:, None]).long()
+    safety = collate_layouts([example.layout for example in examples], input_ids.shape[1]).as_dict()
+    return {"input_ids": input_ids, "attention_mask": mask, **safety}

@@ -32,6 +32,8 @@ from safealign.training.cards import add_results
 from safealign.training.memory import release
 from safealign.training.pipeline import Built, build, load_model, prepare_data
 from safealign.training.prepare import TrainingData
+from safealign.training.samples import COLUMNS, final_figures, sample_rows
+from safealign.training.tracking import Tracker
 
 
 def evaluate(config: EvaluateConfig, console: Console, command: str) -> Summary | None:
@@ -53,7 +55,9 @@ def evaluate(config: EvaluateConfig, console: Console, command: str) -> Summary 
     return _report(config, ours, shelf, _evidence(config, shelf), title, command, Path(str(config.run_dir)))
 
 
-def evaluate_built(config: TrainConfig, built: Built, console: Console, command: str) -> Summary | None:
+def evaluate_built(
+    config: TrainConfig, built: Built, console: Console, command: str, tracker: Tracker | None = None
+) -> Summary | None:
     """The table that training ends with: the export, loaded from disk, beside the baselines; None for `suite=none`."""
     if config.suite.name == "none":
         return None
@@ -62,7 +66,7 @@ def evaluate_built(config: TrainConfig, built: Built, console: Console, command:
     model = load(built.export, dtype=config.model.dtype, attn=config.model.attn, offline=config.offline)
     shelf = Shelf(config, model, built.export, console)
     evidence = shelf.evidence(built.data)
-    return _report(config, System(OURS, model), shelf, evidence, config.name, command, Path(config.run_dir))
+    return _report(config, System(OURS, model), shelf, evidence, config.name, command, Path(config.run_dir), tracker)
 
 
 @dataclass
@@ -101,7 +105,9 @@ class Shelf:
                 f"{self.export} does not say which model it was trained from, and no config.yaml lies beside it: "
                 "evaluate it in the folder of its run"
             )
-        model, tokenizer = load_base(str(name), dtype=self.ours.hf.dtype)
+        model, tokenizer = load_base(
+            str(name), dtype=self.ours.hf.dtype, chat_template=self.ours.tokenizer.chat_template
+        )
         return model.to(self.ours.hf.device), Renderer(tokenizer)
 
     def evidence(self, data: TrainingData) -> Evidence:
@@ -130,6 +136,7 @@ def _report(
     title: str,
     command: str,
     run_dir: Path,
+    tracker: Tracker | None = None,
 ) -> Summary:
     if not config.baselines:
         raise ConfigError("baselines=[]: a table needs a system to stand beside ours, such as baselines=[undefended]")
@@ -148,6 +155,11 @@ def _report(
         evidence=evidence,
     )
     summary = job.run()
+    if tracker is not None:
+        tracker.figures(final_figures(summary))
+        tracker.table("samples/outcomes", COLUMNS, sample_rows(ours, job.cells))
+        for picture in job.pictures:
+            tracker.picture(f"report/{picture.stem}", picture)
     if ours.model.card is not None and (shelf.export / MANIFEST_FILE).is_file():
         add_results(shelf.export, ours.model.card, summary)
     return summary

@@ -9,6 +9,7 @@ from __future__ import annotations
 import random
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
+from typing import NamedTuple
 
 from safealign.data.records import BENIGN, Record
 from safealign.data.refusals import refusal_reason
@@ -52,9 +53,19 @@ class ExampleSettings:
     max_length: int = 512
 
 
+class Slot(NamedTuple):
+    """Who sees the slot in one example: `gate` closed means no text row; `follow` means that later rows write it."""
+
+    gate: bool
+    follow: bool
+
+
 @dataclass(frozen=True)
 class Example:
-    """One training sequence: `labels` are -100 wherever the language model is not trained."""
+    """One training sequence: `labels` are -100 wherever the language model is not trained.
+
+    `sampled`: the undefended model wrote some of it, and it is shown nowhere.
+    """
 
     id: str
     input_ids: tuple[int, ...]
@@ -62,6 +73,7 @@ class Example:
     layout: Layout
     category: str
     token_labels: tuple[int, ...] = ()
+    sampled: bool = False
 
     @property
     def n_tokens(self) -> int:
@@ -99,15 +111,40 @@ def build_examples(
     ]
 
 
+def draw_slot(settings: ExampleSettings, rng: random.Random) -> Slot:
+    """One draw of who sees the slot, independent of every label."""
+    return Slot(rng.random() >= settings.gate_closed_share, rng.random() < settings.follow_windows)
+
+
+def build_side(
+    record: Record,
+    renderer: Renderer,
+    settings: ExampleSettings,
+    rng: random.Random,
+    slot: Slot,
+    judge_request: bool,
+) -> Example:
+    """One side of a preference pair: as an example of its own, but with the pair's draw of the slot.
+
+    `judge_request` False leaves row 0 without a label, since the pair's request counts once.
+    """
+    answer = _answer(record, _rendered(record, renderer, settings))
+    return _example(record, answer, settings, rng, slot, judge_request)
+
+
+def _rendered(record: Record, renderer: Renderer, settings: ExampleSettings) -> Rendered:
+    try:
+        return _cut(renderer.render(record.messages, close=record.complete), settings.max_length)
+    except DataError as error:
+        raise DataError(f"{record.where or record.id}: {error}") from error
+
+
 def _examples_of(
     record: Record, renderer: Renderer, settings: ExampleSettings, rng: random.Random
 ) -> Iterator[Example]:
-    try:
-        rendered = _cut(renderer.render(record.messages, close=record.complete), settings.max_length)
-    except DataError as error:
-        raise DataError(f"{record.where or record.id}: {error}") from error
+    rendered = _rendered(record, renderer, settings)
     answer = _answer(record, rendered)
-    yield _example(record, answer, settings, rng, "")
+    yield _example(record, answer, settings, rng, draw_slot(settings, rng))
     if any(answer.harmful) and rng.random() < settings.recovery_share:
         yield from _recovery(record, rendered, answer, renderer, settings, rng)
 
@@ -131,7 +168,7 @@ def _answer(record: Record, rendered: Rendered) -> _Answer:
     judged = record.response_label is not None or bool(record.spans) or record.label == BENIGN
     # What follows a harmful passage continues it, what leads to one invites it, and an answer to a malicious request
     # that nobody judged may well be one: none of it is a target.
-    learnt = not any(harmful) and (judged or not request)
+    learnt = record.learn and not any(harmful) and (judged or not request)
     return _Answer(rendered, harmful, (learnt,) * len(harmful), request, judged)
 
 
@@ -153,17 +190,29 @@ def _request_label(answer: _Answer) -> float | None:
     return None if answer.malicious_request is None else float(answer.malicious_request)
 
 
-def _example(record: Record, answer: _Answer, settings: ExampleSettings, rng: random.Random, suffix: str) -> Example:
-    gate = rng.random() >= settings.gate_closed_share
-    follow = rng.random() < settings.follow_windows
-    rows = [request_row(answer.rendered, settings.placement, _request_label(answer))]
+def _example(
+    record: Record,
+    answer: _Answer,
+    settings: ExampleSettings,
+    rng: random.Random,
+    slot: Slot,
+    judge_request: bool = True,
+) -> Example:
+    label = _request_label(answer) if judge_request else None
+    rows = [request_row(answer.rendered, settings.placement, label)]
     rows += _windows(answer, settings, rng)
     rows += _refreshes(answer, settings, rng)
-    versions = _written(rows, answer) if follow else [0]
-    layout = build_layout(answer.rendered, rows, gate=gate, versions=versions)
+    versions = _written(rows, answer) if slot.follow else [0]
+    layout = build_layout(answer.rendered, rows, gate=slot.gate, versions=versions)
     category = record.category or "none"
     return Example(
-        f"{record.id}{suffix}", answer.rendered.input_ids, _labels(answer), layout, category, _token_labels(answer)
+        str(record.id),
+        answer.rendered.input_ids,
+        _labels(answer),
+        layout,
+        category,
+        _token_labels(answer),
+        record.sampled,
     )
 
 
@@ -262,5 +311,11 @@ def _recovery_example(
     layout = build_layout(rendered, rows, gate=gate, versions=(0, 1), from_row=seen_from)
     category = record.category or "none"
     return Example(
-        f"{record.id}#recovery", rendered.input_ids, _labels(answer), layout, category, _token_labels(answer)
+        f"{record.id}#recovery",
+        rendered.input_ids,
+        _labels(answer),
+        layout,
+        category,
+        _token_labels(answer),
+        record.sampled,
     )

@@ -20,7 +20,7 @@ from safealign.modeling.attach import SafetyParts
 from safealign.ranks import current
 
 
-def equalise(model: nn.Module, parts: SafetyParts) -> None:
+def equalise(model: Any, parts: SafetyParts) -> None:
     """Gives every rank rank 0's trained weights and safety parts, which a rank may have started otherwise.
 
     Frozen weights come from one file on all ranks, and are sent by DDP and ZeRO-1/2 as well.

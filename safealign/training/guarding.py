@@ -7,9 +7,8 @@ from collections.abc import Callable, Sequence
 import torch
 
 from safealign.data.records import BENIGN, MALICIOUS, Record
-from safealign.judges.linear import LogisticProbe
+from safealign.judges.embedding import EmbeddingGuard
 
-_L2 = 100.0
 # Odds of nine to one: rejecting ordinary requests would flatter the thresholds, because calibration must see them.
 _SUSPICIOUS = 2.2
 
@@ -27,8 +26,7 @@ def guarded(
     known = [record for record in sources if record.label in (BENIGN, MALICIOUS)]
     if encode is None or not sampled or len({record.label for record in known}) < 2:
         return list(sampled)
-    labels = torch.tensor([float(record.label == MALICIOUS) for record in known])
-    guard = LogisticProbe().fit(encode([record.request for record in known]), labels, l2=_L2)
-    suspicious = (guard.decision(encode([record.request for record in sampled])) > _SUSPICIOUS).tolist()
+    guard = EmbeddingGuard(encode, [record.request for record in known], [r.label == MALICIOUS for r in known])
+    suspicious = (guard.decision([record.request for record in sampled]) > _SUSPICIOUS).tolist()
     say(f"  {sum(suspicious)} of them left out: an independent guard does not find them harmless")
     return [record for record, bad in zip(sampled, suspicious, strict=True) if not bad]

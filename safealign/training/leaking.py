@@ -85,6 +85,7 @@ def remembered(encode: Encode) -> Encode:
     known: dict[str, torch.Tensor] = {}
 
     def look_up(texts: list[str]) -> torch.Tensor:
+        """The vectors, with those of new texts computed."""
         missing = list(dict.fromkeys(text for text in texts if text not in known))
         if missing:
             known.update(zip(missing, torch.as_tensor(encode(missing)), strict=True))

@@ -21,17 +21,21 @@ from safealign.judges.encoder import SentenceEncoder
 from safealign.model import SafeModel, load
 from safealign.modeling.checkpoint import SafetyCard
 from safealign.modeling.exporting import export_model, merged
-from safealign.modeling.features import layout_logits
-from safealign.modeling.loading import TINY_NAME, load_base
+from safealign.modeling.loading import TINY_NAME, load_base, weights_digest
 from safealign.modeling.precision import serving_dtype, weights_as
+from safealign.modeling.quantization import Quantization
 from safealign.ranks import current
 from safealign.session import Conversation
 from safealign.training.calibrating import CalibrationResult, calibrate_model
+from safealign.training.calibration_report import report_calibration, request_verdicts, validation_verdicts
 from safealign.training.cards import write_card
+from safealign.training.carrying import carried_problems
 from safealign.training.checks import config_problems, head_settings, model_problems
+from safealign.training.digests import run_digests
 from safealign.training.memory import release
 from safealign.training.prepare import TrainingData, prepare
 from safealign.training.run import TrainedModel, fit, require_examples
+from safealign.training.tracking import Tracker
 
 
 @dataclass
@@ -42,22 +46,25 @@ class Built:
     data: TrainingData
 
 
-def build(config: TrainConfig, console: Console) -> Built | None:
+def build(config: TrainConfig, console: Console, tracker: Tracker | None = None) -> Built | None:
     """Runs every stage up to the export; on the ranks after the first up to the end of training, and None.
 
     Raises ConfigError for settings that cannot work together.
     """
-    refuse(config_problems(config))
+    tracker = tracker or Tracker()
+    refuse([*config_problems(config), *carried_problems(config)])
     if config.trainer.threads:
         torch.set_num_threads(config.trainer.threads)
     torch.manual_seed(config.seed)
     announce(config, console)
     model, renderer = load_model(config)
     refuse(model_problems(config, model))
+    base_digest = weights_digest(model)
     data = current().first_then_others(lambda: prepare_data(config, model, renderer, console))
-    current().agree("training data", {"digest": data.report["digest"]})
-    require_examples(data)
-    trained = fit(config, model, renderer, data, console)
+    current().agree("training data", {"base": base_digest, "digest": data.report["digest"]})
+    require_examples(config, data)
+    tracker.describe({"digests": run_digests(config, base_digest, renderer, data.report)})
+    trained = fit(config, model, renderer, data, console, tracker)
     release()
     if not current().first:
         return None
@@ -65,10 +72,11 @@ def build(config: TrainConfig, console: Console) -> Built | None:
     live = SafeModel(trained.model, renderer.tokenizer, trained.parts, safety_card(config, data, None))
     calibration = None
     if config.safety.lambda_cls > 0 and data.calibration:
-        verdicts = _request_verdicts(trained, data)
+        verdicts = validation_verdicts(trained, data)
         # Thresholds belong to the numbers that will be compared with them: those of a model loaded as users load it.
         with merged(trained.model), weights_as(trained.model, serving_dtype(config.model.dtype)):
-            calibration = calibrate_model(live, data.calibration, verdicts, config, sayer(console))
+            calibration = calibrate_model(live, data.calibration, request_verdicts(verdicts), config, sayer(console))
+        report_calibration(Path(config.run_dir), verdicts, calibration, trained.steps, tracker)
     export = write_export(config, trained, renderer, safety_card(config, data, calibration))
     verify_export(config, live, export, [record.prompt for record in [*data.calibration, *data.requests][:4]])
     console.print(f"exported and verified: {export}", highlight=False)
@@ -100,8 +108,15 @@ def load_model(config: TrainConfig, dtype: torch.dtype | None = None) -> tuple[A
         attn=config.model.attn,
         chat_template=config.model.chat_template,
         offline=config.offline,
+        quantization=quantization(config),
     )
     return model.to("cuda" if torch.cuda.is_available() else "cpu"), Renderer(tokenizer)
+
+
+def quantization(config: TrainConfig) -> Quantization | None:
+    """How the frozen weights are quantised, as `adapter` says."""
+    kind = config.adapter.quantization
+    return None if kind is None else Quantization(kind, config.adapter.double_quantization)
 
 
 def weights_dtype(config: TrainConfig) -> torch.dtype:
@@ -168,14 +183,6 @@ def safety_card(config: TrainConfig, data: TrainingData, calibration: Calibratio
         calibration=calibration.card if calibration else {},
         training=data.report | {"base": base_name(config), "recipe": config.name, "seed": config.seed},
     )
-
-
-def _request_verdicts(trained: TrainedModel, data: TrainingData) -> tuple[torch.Tensor, torch.Tensor]:
-    """Logits and labels of the validation requests: kept from training and from the thresholds."""
-    examples = [e for e in data.validation if e.layout.safety[0].label is not None]
-    found = layout_logits(trained.parts, [e.input_ids for e in examples], [e.layout for e in examples])
-    logits = torch.tensor([float(values[0]) for values in found])
-    return logits, torch.tensor([e.layout.safety[0].label for e in examples])
 
 
 def sayer(console: Console) -> Callable[[str], None]:

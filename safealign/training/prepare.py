@@ -2,34 +2,31 @@
 
 from __future__ import annotations
 
-import copy
 import hashlib
 import random
 from collections import Counter
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import asdict, dataclass, field, replace
 from typing import Any
-
-import torch
 
 from safealign.config.roots import TrainConfig
 from safealign.data.mixing import MixSettings, build_mix
 from safealign.data.pairings import PairingSettings, pair
-from safealign.data.records import BENIGN, MALICIOUS, Message, Record
-from safealign.data.refusals import names_harm
+from safealign.data.records import MALICIOUS, SAMPLED, Message, Record
 from safealign.data.rendering import Renderer
 from safealign.data.templates import load_templates
 from safealign.errors import DataError
 from safealign.evaluation.sets import load_set
-from safealign.judges.refusal import RefusalMatcher
-from safealign.modeling.precision import has_fast_bf16
-from safealign.sampling import Sampler, SamplingSettings
+from safealign.sampling import DEEP
 from safealign.training.checks import data_problems
 from safealign.training.examples import Example, ExampleSettings, build_examples
 from safealign.training.guarding import guarded
 from safealign.training.leaking import Encode, LeakGuard
+from safealign.training.preparing_pairs import Pairs, prepare_pairs
+from safealign.training.self_made import apart, on_side, sample
 from safealign.training.sources import calibration_only, load_sources, prompt_only
 from safealign.training.splitting import distinct, hold_out, split, unseen
+from safealign.training.stages import DPO, SFT, stages
 
 Say = Callable[[str], None]
 
@@ -40,7 +37,8 @@ class TrainingData:
 
     `requests`: all mixed requests; baselines are trained on them, and `warm` holds the same as prompts, on which
     the head is started; its windows start on `warm_answers`. `train` is the part that the model itself is trained on,
-    with answers. `calibration`: benign requests that nothing else sees.
+    with answers (none without a stage of SFT), `pairs` the preferences of a stage of DPO. `calibration`: benign
+    requests that nothing else sees.
     """
 
     train: list[Example]
@@ -49,6 +47,7 @@ class TrainingData:
     warm: list[Example]
     warm_answers: list[Example]
     calibration: list[Record]
+    pairs: Pairs = field(default_factory=Pairs)
     report: dict[str, Any] = field(default_factory=dict)
 
 
@@ -65,6 +64,7 @@ def example_settings(config: TrainConfig) -> ExampleSettings:
         gate_closed_share=safety.gate.closed_share,
         follow_windows=safety.gate.follow_windows,
         recovery_share=safety.recovery_share,
+        recovery_max_prefix=safety.recovery_max_prefix,
         name_category=safety.refusal_categories,
         max_length=config.data.max_length,
     )
@@ -88,7 +88,7 @@ def prepare(
     records = load_sources(config)
     sampled = sample(config, model, renderer, records, say)
     sampled.everyday = guarded(sampled.everyday, records, encode, say)
-    return arrange(config, [*records, *sampled.all], renderer, say, encode)
+    return arrange(config, sampled.joined_to(records), renderer, say, encode)
 
 
 def arrange(
@@ -96,7 +96,8 @@ def arrange(
 ) -> TrainingData:
     """Training data from records: leak check, calibration units and validation set aside, mix, pairs, examples."""
     guard = leak_guard(config, encode, say)
-    clean = guard.clean(records, say)
+    spliced, whole = apart(records)
+    clean = guard.clean(whole, say)
     kept, calibration = hold_out(clean, config.safety.calibration.units)
     calibration += unseen(guard.clean(calibration_only(config)), clean)
     train, held = split(kept, config.data.val_fraction, config.seed)
@@ -107,15 +108,21 @@ def arrange(
     validation = _mixed(held, config, config.seed + 1, config.data.val_fraction)
     warm = [prompt_only(record) for record in requests if record.label]
     left_out: list[str] = []
+    turns = on_side(spliced, train)
+    answered = _paired(requests, train, turns, config, 1.0) if SFT in stages(config) else []
+    checked = _paired(validation, held, on_side(spliced, held), config, config.data.val_fraction)
     data = TrainingData(
-        train=_drawn(_paired(requests, train, config, 1.0), renderer, config, 0, left_out),
-        validation=_drawn(_paired(validation, held, config, config.data.val_fraction), renderer, config, 1, left_out),
+        train=_drawn(answered, renderer, config, 0, left_out),
+        validation=_drawn(checked, renderer, config, 1, left_out),
         requests=requests,
         warm=_drawn(warm, renderer, config, 0, left_out),
-        warm_answers=_warm_answers(requests, train, renderer, config),
+        warm_answers=_warm_answers(requests, train, turns, renderer, config),
         calibration=calibration,
     )
-    data.report = _report(clean, guard.counts, data) | {"too_long": len(set(left_out))}
+    if DPO in stages(config):
+        sides = (requests, train), (validation, held)
+        data.pairs = prepare_pairs(config, renderer, example_settings(config), sides, calibration, guard)
+    data.report = _report([*clean, *turns], guard.counts, data) | {"too_long": len(set(left_out))}
     for line in describe(data):
         say(line)
     return data
@@ -148,33 +155,42 @@ def _mixed(records: Sequence[Record], config: TrainConfig, seed: int, share: flo
     return build_mix(distinct([_request(record) for record in records]), settings, seed, templates)
 
 
-def _paired(requests: list[Record], records: Sequence[Record], config: TrainConfig, share: float) -> list[Record]:
+def _paired(
+    requests: list[Record], records: Sequence[Record], spliced: Sequence[Record], config: TrainConfig, share: float
+) -> list[Record]:
     """What the model is trained on: requests with and without answers, harmful answers, transitions."""
     data = config.data
     counts = {name: round(share * getattr(data, name)) for name in _PAIRING_COUNTS}
-    paired = pair(requests, _harmful_answers(records), _pairing(config, counts), config.seed)
+    paired = pair(requests, _harmful_answers(records), _pairing(config, counts), config.seed, spliced)
     random.Random(f"order/{config.seed}").shuffle(paired)
     return paired
 
 
 def _warm_answers(
-    requests: list[Record], records: Sequence[Record], renderer: Renderer, config: TrainConfig
+    requests: list[Record],
+    records: Sequence[Record],
+    spliced: Sequence[Record],
+    renderer: Renderer,
+    config: TrainConfig,
 ) -> list[Example]:
     """Answers of every kind, many more than the model is trained on, for the start of the windows' read-out."""
     n = config.data.warm_answers
     counts = {"harmful_answers": n, "benign_answers": n, "transitions": n // 2, "refusals": n // 4, "prompts": 0}
     pairing = replace(_pairing(config, counts), max_opening_words=_WARM_OPENING)
     beginnings = [_beginning(record) for record in requests]
-    answers = pair(beginnings, [_beginning(r) for r in _harmful_answers(records)], pairing, config.seed)
+    answers = pair(beginnings, [_beginning(r) for r in _harmful_answers(records)], pairing, config.seed, spliced)
     settings = replace(example_settings(config), windows_per_answer=_WARM_WINDOWS, recovery_share=0.0)
     examples = build_examples(answers if n else [], renderer, settings, config.seed)
     return [example for example in examples if example.layout.last_query < config.data.max_length]
 
 
 def _beginning(record: Record) -> Record:
-    """The record with the first words of its answer: a window sees ten tokens, and beginnings decide in time."""
+    """The record with the first words of its answer: a window sees ten tokens, and beginnings decide in time.
+
+    Long answers stay whole: they are there for what windows see deep inside one.
+    """
     words = (record.response or "").split(" ")
-    if len(words) <= _WARM_WORDS or record.spans:
+    if len(words) <= _WARM_WORDS or record.spans or (record.source or "").endswith(DEEP):
         return record
     answer = Message("assistant", " ".join(words[:_WARM_WORDS]))
     return replace(record, messages=(*record.prompt, answer), complete=False)
@@ -194,71 +210,9 @@ _MIX_COUNTS = ("per_style", "wrapped", "about", "homonyms", "intents", "people",
 _PAIRING_COUNTS = ("refusals", "benign_answers", "harmful_answers", "transitions", "prompts")
 
 
-def _quick_copy(model: Any) -> Any:
-    """The model in bf16 for sampling, where the device is good at it."""
-    return copy.deepcopy(model).to(torch.bfloat16) if has_fast_bf16() else model
-
-
 def _request(record: Record) -> Record:
     """A record as a request for the mix: a harmful answer stays behind."""
     return prompt_only(record) if record.response_label == MALICIOUS else record
-
-
-def to_comply(records: Sequence[Record]) -> list[Record]:
-    """Malicious requests without a harmful answer: those that the undefended model is asked to answer."""
-    return [record for record in records if record.label == MALICIOUS and record.response_label != MALICIOUS]
-
-
-def unanswered(records: Sequence[Record]) -> list[Record]:
-    """Benign requests that came without an answer."""
-    return [record for record in records if record.label == BENIGN and not record.response]
-
-
-@dataclass
-class Sampled:
-    """What the undefended model wrote: `everyday` requests with answers, `compliant` answers to malicious requests,
-    and `answers` to benign requests that had none.
-    """
-
-    everyday: list[Record] = field(default_factory=list)
-    compliant: list[Record] = field(default_factory=list)
-    answers: list[Record] = field(default_factory=list)
-
-    @property
-    def all(self) -> list[Record]:
-        """Every sampled record."""
-        return [*self.everyday, *self.compliant, *self.answers]
-
-
-def sample(
-    config: TrainConfig, model: Any, renderer: Renderer, records: Sequence[Record], say: Say, only_cached: bool = False
-) -> Sampled:
-    """What the undefended model writes itself, as `data.sampling` asks.
-
-    `only_cached`: what is not in the cache yet is left out rather than sampled.
-    """
-    wanted = config.data.sampling
-    writer = model if only_cached else _quick_copy(model)
-    sampler = Sampler(writer, renderer, sampling_settings(config), only_cached=only_cached)
-    refused, found = RefusalMatcher().refused, Sampled()
-    if wanted.everyday:
-        say(f"everyday requests of the undefended model, with its own answers: {wanted.everyday} wanted")
-        found.everyday = sampler.everyday(lambda text: not names_harm(text))
-        say(f"  {len(found.everyday)} in hand")
-    if wanted.compliant and (malicious := to_comply(records)):
-        say(f"the undefended model's own answers to malicious training requests: {wanted.compliant} wanted")
-        found.compliant = sampler.compliant(malicious, refused)
-        say(f"  {len(found.compliant)} complied with")
-    if wanted.answers and (benign := unanswered(records)):
-        say(f"the undefended model's own answers to benign requests without one: {wanted.answers} wanted")
-        found.answers = sampler.answers(benign, refused)
-        say(f"  {len(found.answers)} in hand")
-    return found
-
-
-def sampling_settings(config: TrainConfig) -> SamplingSettings:
-    """The sampler's settings from `data.sampling`."""
-    return SamplingSettings(**asdict(config.data.sampling))
 
 
 def _report(records: Sequence[Record], leaks: dict[str, dict[str, int]], data: TrainingData) -> dict[str, Any]:
@@ -266,18 +220,26 @@ def _report(records: Sequence[Record], leaks: dict[str, dict[str, int]], data: T
     digest = hashlib.sha256()
     for example in examples:
         digest.update(repr((example.input_ids, example.labels)).encode())
+    for preference in data.pairs.train:
+        digest.update(repr([side.input_ids for side in preference.sides]).encode())
     return {
         "records": dict(Counter(f"{r.source}/{r.label}" for r in records)),
+        "self_made": dict(Counter(f"{r.source}/{r.response_label}" for r in records if r.sampled)),
         "leaks_left_out": leaks,
         "examples": {"train": len(examples), "validation": len(data.validation)},
         "requests": dict(Counter(str(r.label) for r in data.requests)),
         "calibration_requests": dict(Counter(str(r.source) for r in data.calibration)),
+        "pairs": data.pairs.report,
         "tokens": {
             "rows": sum(e.n_tokens for e in examples),
             "trained": sum(label != -100 for e in examples for label in e.labels),
         },
         "safety_rows": dict(
-            Counter(f"{row.kind.name.lower()}/{row.label}" for e in examples for row in e.layout.safety)
+            Counter(
+                f"{row.kind.name.lower()}/{row.label}"
+                for e in [*examples, *(side for pair in data.pairs.train for side in pair.sides)]
+                for row in e.layout.safety
+            )
         ),
         "digest": digest.hexdigest()[:32],
     }
@@ -286,10 +248,30 @@ def _report(records: Sequence[Record], leaks: dict[str, dict[str, int]], data: T
 def describe(data: TrainingData) -> list[str]:
     """The data report in a few lines for the terminal."""
     report = data.report
-    return [
+    examples = (
         f"training data: {report['examples']['train']} examples, {report['tokens']['rows']:,} rows "
-        f"({report['tokens']['trained']:,} trained), {report['examples']['validation']} for validation",
+        f"({report['tokens']['trained']:,} trained), {report['examples']['validation']} for validation"
+    )
+    return [
+        *([examples] if data.train or not report["pairs"] else []),
+        *([_describe_pairs(report["pairs"])] if report["pairs"] else []),
         "  safety rows: " + ", ".join(f"{n} {name}" for name, n in sorted(report["safety_rows"].items())),
+        *_self_made_lines(report["self_made"]),
         f"  held out for calibration: {sum(report['calibration_requests'].values())} benign requests",
         *([f"  left out, prompt longer than data.max_length: {report['too_long']}"] if report["too_long"] else []),
     ]
+
+
+def _describe_pairs(pairs: dict[str, Any]) -> str:
+    labels = ", ".join(f"{n} {label}" for label, n in sorted(pairs["labels"].items()))
+    left_out = f"; {pairs['too_long']} left out, longer than data.max_length" if pairs["too_long"] else ""
+    return (
+        f"preference pairs: {pairs['train']} ({labels}), {pairs['rows']:,} rows, "
+        f"{pairs['validation']} for validation{left_out}"
+    )
+
+
+def _self_made_lines(counts: Mapping[str, int]) -> list[str]:
+    """How many records of each kind, and with which label of the answer, the undefended model wrote."""
+    named = [f"{n} {name.replace(SAMPLED, '')}" for name, n in sorted(counts.items())]
+    return ["  written by the undefended model: " + ", ".join(named)] if named else []

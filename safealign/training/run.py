@@ -1,4 +1,4 @@
-"""One training run: data, warm start, trainer; what comes after (calibration, export, table) is the command's."""
+"""One training run: warm start, its stages one after the other; calibration, export and table are the command's."""
 
 from __future__ import annotations
 
@@ -24,18 +24,21 @@ from safealign.ranks import current, world_size
 from safealign.training.callbacks.metrics_file import MetricsFile
 from safealign.training.callbacks.progress import ProgressLine
 from safealign.training.callbacks.split_head import SplitHead
+from safealign.training.carrying import carry, learnt_readouts
 from safealign.training.checks import head_settings
-from safealign.training.collator import SafetyCollator
+from safealign.training.collator import LENGTH_KEY, SafetyCollator
+from safealign.training.dpo import SafetyDPOTrainer, forget_reference
 from safealign.training.gathering import equalise, gather, hand_back
 from safealign.training.memory import release
+from safealign.training.pair_stage import pair_trainer
 from safealign.training.prepare import TrainingData
+from safealign.training.preparing_pairs import Pairs
 from safealign.training.safety_loss import SafetyObjective
-from safealign.training.sft import LENGTH_KEY, SafetySFTTrainer, example_dataset
+from safealign.training.sft import SafetySFTTrainer, example_dataset
+from safealign.training.stages import DPO, SFT, of_stage, stages
 from safealign.training.token_head import fit_token_head
+from safealign.training.tracking import Tracker
 from safealign.training.warm_start import refit_windows, warm_start
-
-# conf/objective: the trainer of each.
-TRAINERS = {"sft": SafetySFTTrainer}
 
 
 @dataclass
@@ -49,7 +52,14 @@ class TrainedModel:
     seconds: float
 
 
-def fit(config: TrainConfig, model: Any, renderer: Renderer, data: TrainingData, console: Console) -> TrainedModel:
+def fit(
+    config: TrainConfig,
+    model: Any,
+    renderer: Renderer,
+    data: TrainingData,
+    console: Console,
+    tracker: Tracker | None = None,
+) -> TrainedModel:
     """Attaches the safety parts, starts the head warm, trains; the model is changed in place."""
     started = time.monotonic()
     parts = attach_from(config, model, renderer)
@@ -57,20 +67,32 @@ def fit(config: TrainConfig, model: Any, renderer: Renderer, data: TrainingData,
     if data.warm and trains_head:
         current().only_first(lambda: start_head(config, parts, data, console))
     torch.manual_seed(config.seed)  # the adapter's first weights must not depend on what was sampled before
-    trainer = build_trainer(config, model, renderer, data, parts, console)
-    equalise(model, parts)
-    trainer.train()
+    trained, history, steps = model, [], 0
+    for stage in stages(config):
+        if len(stages(config)) > 1:
+            console.print(f"stage: {stage}", highlight=False)
+        trainer = build_trainer(config, trained, renderer, data, parts, console, stage)
+        equalise(trainer.model, parts)
+        for callback in (tracker or Tracker()).callbacks(steps):
+            trainer.add_callback(callback)
+        trainer.train()
+        trained = trainer.model
+        history += trainer.state.log_history
+        steps += trainer.state.global_step
+        if stage != stages(config)[-1]:
+            del trainer  # with its optimiser, before the next one makes its own
+            release()
+    forget_reference(trained)
     trained, whole = gather(config, trainer, parts, renderer)
     trained.eval()
     if trains_head and current().only_first(lambda: refit_head(config, trained, whole, data, console)):
         hand_back(parts, whole)
-        if data.validation:
+        if trainer.eval_dataset is not None:
             trainer.evaluate()
         trained.eval()
     if trains_head and current().first:
         start_token_head(config, trained, whole, data, console)
-    seconds = time.monotonic() - started
-    return TrainedModel(trained, whole, trainer.state.log_history, trainer.state.global_step, seconds)
+    return TrainedModel(trained, whole, history, steps, time.monotonic() - started)
 
 
 def start_head(config: TrainConfig, parts: SafetyParts, data: TrainingData, console: Console) -> bool:
@@ -78,7 +100,10 @@ def start_head(config: TrainConfig, parts: SafetyParts, data: TrainingData, cons
     console.print("warm start: reading the frozen model's states", highlight=False)
     autocast = compute_dtype(config.trainer.precision)
     answered = data.warm_answers[::3] if _refits(config) else data.warm_answers
-    warm_start(parts, data.warm, answered, autocast=autocast, fit=config.safety.warm_start)
+    keep = learnt_readouts(parts)
+    if keep:
+        console.print("  the head goes on from what it learnt before", highlight=False)
+    warm_start(parts, data.warm, answered, autocast=autocast, fit=config.safety.warm_start, keep=keep)
     return True
 
 
@@ -111,9 +136,11 @@ def _refits(config: TrainConfig) -> bool:
 
 
 def attach_from(config: TrainConfig, model: Any, renderer: Renderer) -> SafetyParts:
-    """Attaches safety token and head as the config's `safety` group says."""
+    """Attaches safety token and head as the config's `safety` group says, or as the export has them it starts from."""
     role_ids = renderer.content_ids("assistant")
-    return attach(model, head_settings(config), config.safety.init, role_ids)
+    parts = attach(model, head_settings(config), config.safety.init, role_ids)
+    carry(config, parts)
+    return parts
 
 
 def build_trainer(
@@ -123,34 +150,83 @@ def build_trainer(
     data: TrainingData,
     parts: SafetyParts,
     console: Console,
-) -> SafetySFTTrainer:
-    """TRL's trainer with our data, collator, callbacks and loss; the adapter is made by TRL from its config."""
-    everything = [*data.train, *data.validation]
-    n_train, pad = len(data.train), renderer.tokenizer.pad_token_id or 0
-    validation = example_dataset(data.validation)
-    validation = validation.map(lambda row: {"example": row["example"] + n_train}) if data.validation else None
-    trainer = TRAINERS[config.objective.name](
-        model=model,
-        args=trainer_arguments(config, len(data.train), validation is not None),
-        train_dataset=example_dataset(data.train),
-        eval_dataset=validation,
-        data_collator=SafetyCollator(everything, pad),
-        processing_class=renderer.tokenizer,
-        peft_config=adapter_config(config, parts),
-        callbacks=[ProgressLine(console), MetricsFile(Path(config.run_dir) / "metrics.jsonl"), SplitHead()],
-    )
-    from transformers.trainer_callback import PrinterCallback, ProgressCallback
+    stage: str = SFT,
+) -> SafetySFTTrainer | SafetyDPOTrainer:
+    """TRL's trainer of a stage with our data, collator, callbacks and loss; the adapter is made by TRL from its config.
 
-    trainer.remove_callback(ProgressCallback)
-    trainer.remove_callback(PrinterCallback)
-    objective = SafetyObjective(
+    `model`: the causal LM, or the PEFT model that the stage before left.
+    """
+    config, several = of_stage(config, stage), len(stages(config)) > 1
+    rows: Pairs | TrainingData = data.pairs if stage == DPO else data
+    common = common_arguments(config, len(rows.train), bool(rows.validation), stage if several else "")
+    shared = shared_parts(config, model, renderer, parts, console, {"stage": stage} if several else None)
+    trainer: SafetySFTTrainer | SafetyDPOTrainer
+    if stage == DPO:
+        trainer = pair_trainer(config, data.pairs, parts, safety_objective(config), common, shared, console)
+    else:
+        trainer = _sft_trainer(data, parts, safety_objective(config), common, shared)
+    remove_progress(trainer)
+    return trainer
+
+
+def shared_parts(
+    config: TrainConfig,
+    model: Any,
+    renderer: Renderer,
+    parts: SafetyParts,
+    console: Console,
+    tags: dict[str, str] | None = None,
+) -> dict[str, Any]:
+    """What every objective's trainer is made with: model, tokenizer, adapter and callbacks; `tags` go to every row of
+    `metrics.jsonl`.
+    """
+    return {
+        "model": model,
+        "processing_class": renderer.tokenizer,
+        "peft_config": None if hasattr(model, "peft_config") else adapter_config(config, parts),
+        "callbacks": [ProgressLine(console), MetricsFile(Path(config.run_dir) / "metrics.jsonl", tags), SplitHead()],
+    }
+
+
+def safety_objective(config: TrainConfig) -> SafetyObjective:
+    """The safety loss as the config weighs it."""
+    return SafetyObjective(
         config.safety.lambda_cls,
         config.safety.pos_weight,
         config.safety.label_smoothing,
         config.trainer.head_learning_rate,
     )
+
+
+def remove_progress(trainer: Any) -> None:
+    """Takes away the library's own progress lines."""
+    from transformers.trainer_callback import PrinterCallback, ProgressCallback
+
+    trainer.remove_callback(ProgressCallback)
+    trainer.remove_callback(PrinterCallback)
+
+
+def _sft_trainer(
+    data: TrainingData,
+    parts: SafetyParts,
+    objective: SafetyObjective,
+    common: dict[str, Any],
+    shared: dict[str, Any],
+) -> SafetySFTTrainer:
+    from trl import SFTConfig
+
+    everything = [*data.train, *data.validation]
+    n_train, pad = len(data.train), shared["processing_class"].pad_token_id or 0
+    validation = example_dataset(data.validation)
+    validation = validation.map(lambda row: {"example": row["example"] + n_train}) if data.validation else None
+    trainer = SafetySFTTrainer(
+        args=SFTConfig(**common, dataset_kwargs={"skip_prepare_dataset": True}),
+        train_dataset=example_dataset(data.train),
+        eval_dataset=validation,
+        data_collator=SafetyCollator(everything, pad),
+        **shared,
+    )
     trainer.set_safety(parts, objective)
-    trainer.categories = {index: example.category for index, example in enumerate(everything)}
     return trainer
 
 
@@ -167,14 +243,16 @@ def adapter_config(config: TrainConfig, parts: SafetyParts) -> Any:
         r=config.adapter.r,
         lora_alpha=config.adapter.alpha,
         lora_dropout=config.adapter.dropout,
+        use_dora=config.adapter.dora,
+        use_rslora=config.adapter.rslora,
         target_modules=targets,
         modules_to_save=[TOKEN_NAME, HEAD_NAME],
         task_type="CAUSAL_LM",
     )
 
 
-def trainer_arguments(config: TrainConfig, n_examples: int, evaluates: bool) -> Any:
-    """TRL's SFTConfig from the `trainer` group."""
+def common_arguments(config: TrainConfig, n_examples: int, evaluates: bool, folder: str = "") -> dict[str, Any]:
+    """What TRL's configs of every stage share, from the `trainer` group; `folder` keeps logs of stages apart."""
     from trl import SFTConfig
 
     t = config.trainer
@@ -185,7 +263,7 @@ def trainer_arguments(config: TrainConfig, n_examples: int, evaluates: bool) -> 
     # Its name changed from one release of transformers to the next.
     new = "activation_checkpointing" in inspect.signature(SFTConfig).parameters
     checkpointing: dict[str, Any] = {("activation" if new else "gradient") + "_checkpointing": t.gradient_checkpointing}
-    return SFTConfig(
+    return dict(
         output_dir=str(Path(config.run_dir) / "checkpoints"),
         per_device_train_batch_size=t.batch_size,
         per_device_eval_batch_size=2 * t.batch_size,
@@ -202,7 +280,7 @@ def trainer_arguments(config: TrainConfig, n_examples: int, evaluates: bool) -> 
         eval_steps=eval_steps,
         eval_on_start=evaluates,
         save_strategy="no",
-        report_to=_reporters(config),
+        report_to=_reporters(config, folder),
         run_name=config.name,
         seed=config.seed,
         bf16=dtype is torch.bfloat16,
@@ -214,7 +292,6 @@ def trainer_arguments(config: TrainConfig, n_examples: int, evaluates: bool) -> 
         max_length=None,
         prediction_loss_only=True,
         dataloader_pin_memory=torch.cuda.is_available(),
-        dataset_kwargs={"skip_prepare_dataset": True},
         disable_tqdm=True,
         # Prompts alone are much shorter than answers: batches of one length compute less padding.
         train_sampling_strategy="group_by_length",
@@ -232,18 +309,15 @@ def planned_steps(config: TrainConfig, n_examples: int) -> int:
     return max(1, round(config.trainer.epochs * max(1, batches // config.trainer.gradient_accumulation)))
 
 
-def _reporters(config: TrainConfig) -> str:
-    if config.logger.name == "wandb":
-        from safealign.training.callbacks.wandb_mode import prepare_wandb
-
-        prepare_wandb(config)
+def _reporters(config: TrainConfig, folder: str) -> str:
     if config.logger.name == "tensorboard":
         # Without it the callback writes among the checkpoints.
-        os.environ["TENSORBOARD_LOGGING_DIR"] = str(Path(config.run_dir).resolve() / "tensorboard")
-    return config.logger.name
+        os.environ["TENSORBOARD_LOGGING_DIR"] = str(Path(config.run_dir).resolve() / "tensorboard" / folder)
+    # W&B's run outlives the trainer: `tracking` owns it.
+    return "none" if config.logger.name == "wandb" else config.logger.name
 
 
-def require_examples(data: TrainingData) -> None:
+def require_examples(config: TrainConfig, data: TrainingData) -> None:
     """Raises ConfigError when there is nothing to train on."""
-    if not data.train:
+    if SFT in stages(config) and not data.train:
         raise ConfigError("no training examples are left: look at data.sources, data.val_fraction and the leak check")

@@ -17,6 +17,7 @@ from safealign.modeling.attach import HEAD_NAME, Capture, SafetyParts
 from safealign.modeling.features import batch_logits, plan_for
 from safealign.objectives.safety_bce import safety_bce
 from safealign.training.examples import IGNORED
+from safealign.training.verdict_metrics import verdict_metrics
 
 SAFETY_COLUMNS = ("example",)
 
@@ -76,6 +77,7 @@ class SafetyLossMixin:
     objective: SafetyObjective
     verdicts: Verdicts
     n_safety_rows: torch.Tensor | None = None
+    categories: dict[int, str] | None = None
 
     def set_safety(self, parts: SafetyParts, objective: SafetyObjective) -> None:
         """Hands the trainer its safety modules and keeps them in fp32 whatever TRL cast them to."""
@@ -111,7 +113,14 @@ class SafetyLossMixin:
         inputs["shift_labels"] = shift_labels
         with self.parts.armed(plan_for(batch, compact)) as capture:
             loss = super().compute_loss(model, inputs, *args, **kwargs)  # type: ignore[misc]
+        self._note_lm_loss(loss)
         return loss + self._safety_loss(capture, batch, examples)
+
+    def _note_lm_loss(self, loss: torch.Tensor) -> None:
+        """TRL's own part of the loss; a micro-batch's is divided by the tokens of the whole step."""
+        training: bool = self.model.training  # type: ignore[attr-defined]
+        parts = self.current_gradient_accumulation_steps if training else 1  # type: ignore[attr-defined]
+        self._metrics["train" if training else "eval"]["lm/loss"].append(loss.item() * parts)  # type: ignore[attr-defined]
 
     def _safety_loss(self, capture: Capture, batch: SafetyBatch, examples: torch.Tensor) -> torch.Tensor:
         logits = batch_logits(self.parts, capture, batch)
@@ -123,7 +132,25 @@ class SafetyLossMixin:
             self.verdicts.add(logits, batch, examples)
             return self.objective.lambda_cls * here
         step = safety_bce(logits, batch.labels, n_rows=self.n_safety_rows, **options)  # type: ignore[arg-type]
-        return self.objective.lambda_cls * step
+        return self.objective.lambda_cls * step * self._loss_divisor()
+
+    def _loss_divisor(self) -> int:
+        """What the trainer will divide the loss of a micro-batch by: nothing where TRL scaled it by itself.
+
+        The safety loss is a mean over all micro-batches of the step already.
+        """
+        divided: bool | None = self.loss_is_scaled_for_ga  # type: ignore[attr-defined]
+        return self.current_gradient_accumulation_steps if divided is False else 1  # type: ignore[attr-defined]
+
+    def evaluate(self, *args: Any, **kwargs: Any) -> dict[str, float]:
+        """TRL's evaluation, then AUROC and recall of request and window verdicts under `eval_safety/`."""
+        self.take_verdicts()
+        metrics: dict[str, float] = super().evaluate(*args, **kwargs)  # type: ignore[misc]
+        found = verdict_metrics(self.take_verdicts(), self.categories or {})
+        extra = {f"eval_safety/{name}": value for name, value in found.items()}
+        if extra:
+            self.log(dict(extra))  # type: ignore[attr-defined]
+        return {**metrics, **extra}
 
     def create_optimizer(self, *args: Any, **kwargs: Any) -> Any:
         """TRL's optimizer with the safety head in a group of its own, at its own learning rate."""

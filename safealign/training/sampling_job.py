@@ -7,18 +7,15 @@ from rich.console import Console
 from safealign.assets import cache_dir
 from safealign.config.roots import TrainConfig
 from safealign.training.pipeline import announce, load_model, sayer
-from safealign.training.prepare import sample
+from safealign.training.self_made import sample
 from safealign.training.sources import load_sources
 
 
 def fill_cache(config: TrainConfig) -> None:
-    """Samples what `data.sampling` asks for; what is cached already is kept."""
+    """Samples what `data.sampling` asks for; what is cached already is kept, and what was cut off goes on."""
     console = Console()
     announce(config, console)
     model, renderer = load_model(config)
     sampled = sample(config, model, renderer, load_sources(config), sayer(console))
-    console.print(
-        f"{len(sampled.everyday)} everyday requests, {len(sampled.compliant)} compliant answers and "
-        f"{len(sampled.answers)} answers to benign requests lie in {cache_dir() / 'sampled'}",
-        highlight=False,
-    )
+    counts = ", ".join(f"{len(records)} {kind}" for kind, records in vars(sampled).items() if records)
+    console.print(f"{counts or 'nothing was asked for: 0 records'} lie in {cache_dir() / 'sampled'}", highlight=False)

@@ -20,6 +20,7 @@ def families(records: Sequence[Record]) -> list[str]:
     parent: dict[str, str] = {}
 
     def root(name: str) -> str:
+        """The name that stands for the family of `name`."""
         while parent.setdefault(name, name) != name:
             name = parent[name]
         return name
@@ -65,6 +66,12 @@ def unseen(records: Sequence[Record], known: Sequence[Record]) -> list[Record]:
         if key not in taken:
             found.setdefault(key, record)
     return list(found.values())
+
+
+def repeats(records: Sequence[Record], known: Sequence[Record]) -> list[bool]:
+    """Of each record, whether its prompt is among those of the known ones."""
+    taken = {_prompt_key(record) for record in known}
+    return [_prompt_key(record) in taken for record in records]
 
 
 def distinct(records: Sequence[Record]) -> list[Record]:

@@ -19,12 +19,17 @@ _WIDEST = 100  # columns of the drawn mask
 
 
 def show_example(examples: Sequence[Example], renderer: Renderer, console: Console) -> None:
-    """Shows the shortest benign example that has windows; harmful texts are never shown."""
-    fitting = [e for e in examples if _is_benign(e) and any(r.kind is RowKind.WINDOW for r in e.layout.safety)]
+    """Shows the shortest benign example that has windows; harmful and sampled texts are never shown."""
+    shown = [e for e in examples if _is_benign(e) and not e.sampled]
+    fitting = [e for e in shown if any(r.kind is RowKind.WINDOW for r in e.layout.safety)]
     if not fitting:
         console.print("no benign example with windows to show")
         return
-    example = min(fitting, key=lambda e: e.n_tokens)
+    show(min(fitting, key=lambda e: e.n_tokens), renderer, console)
+
+
+def show(example: Example, renderer: Renderer, console: Console) -> None:
+    """Shows one example: its tokens, its safety rows and its mask."""
     console.print(text_table(example, renderer))
     console.print(safety_table(example.layout))
     console.print(f"mask: a row per token, then per safety row ({len(example.layout.safety)}); █ may attend, · may not")
@@ -49,8 +54,8 @@ def text_table(example: Example, renderer: Renderer) -> Table:
 
 def part_of(layout: Layout, row: int) -> str:
     """template, content (what row 0 may attend to), or response."""
-    request = next((r for r in layout.safety if r.kind is RowKind.REQUEST), None)
-    if request is not None and any(span.start <= row < span.end for span in request.attends):
+    content = (span for r in layout.safety if r.kind is RowKind.REQUEST for span in r.attends)
+    if any(span.start <= row < span.end for span in content):
         return "content"
     first = next((i for i, label in enumerate(layout.sees) if label != NO_VERSION), layout.n_text)
     return "response" if row > max(layout.last_query, first) else "template"

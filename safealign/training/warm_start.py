@@ -7,7 +7,7 @@ fitted once more when the model stands still.
 
 from __future__ import annotations
 
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Collection, Sequence
 from dataclasses import dataclass, replace
 from typing import Any
 
@@ -43,19 +43,21 @@ def warm_start(
     batch_size: int = 32,
     autocast: torch.dtype | None = None,
     fit: bool = True,
+    keep: Collection[int] = (),
     progress: Callable[[int], None] | None = None,
 ) -> WarmStart:
     """Standardises the head on frozen features and, with `fit`, loads the regression's solution.
 
     The verdicts on `requests` are read from the prompts alone, windows from `answered` with the gate closed (a fresh
     slot would only disturb the frozen model). Both labels and all kinds of row that a read-out judges weigh the same
-    in all. `penalty`: L2 per text, since the windows of one answer are no independent evidence.
+    in all. `penalty`: L2 per text, since the windows of one answer are no independent evidence. `keep`: read-outs that
+    stay as they are, standardisation included.
     """
     prompts = [(e.input_ids[: _prompt_end(e)], _requests_only(e.layout)) for e in requests]
     start = _read(parts, [*prompts, *_answers(answered)], batch_size, autocast, progress)
     head: Any = parts.head  # the head, or PEFT's wrapper of it
     readouts = parts.readouts(start.kinds)
-    for readout in readouts.unique().tolist():
+    for readout in sorted({*readouts.unique().tolist()} - {*keep}):
         rows = start.of(readouts == readout)
         head.standardise_on(rows.features, readout)
         # Without harmful answers the windows' read-out starts from zero; a request's verdict needs both labels.

@@ -23,8 +23,8 @@ from safealign.sampling import SamplingSettings
 GROUPS = groups_in("config")
 # What an option needs beside its name.
 NEEDS = {"model=custom": ["model.path=x"], "data=jsonl": ["data.path=x.jsonl"]}
-ROOT_NEEDS = {"config": [], "evaluate": ["model=x"], "export": ["run=x"], "chat": ["model=x"], "serve": ["model=x"]}
-ROOT_NEEDS["launch"] = []
+ROOT_NEEDS = {"config": [], "export": ["run=x"], "sweep": ["folder=x"], "launch": []}
+ROOT_NEEDS |= {name: ["model=x"] for name in ("evaluate", "chat", "serve")}
 
 
 @pytest.mark.parametrize("choice", [f"{group}={option}" for group in GROUPS for option in options_of(group)])

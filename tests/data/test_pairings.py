@@ -158,3 +158,26 @@ def test_spans_of_harmful_answers_survive() -> None:
     spans = (LabelledSpan(5, 10, MALICIOUS),)
     harmful = _record("say how", "Well, step one", MALICIOUS, MALICIOUS, spans=spans)
     assert pair([], [harmful], PairingSettings(TRIGGER), 0)[0].spans == spans
+
+
+# ---- answers that turn, made beforehand ------------------------------------------------------------------------
+
+
+def _spliced(n: int, label: str) -> list[Record]:
+    return [_record(f"turn {label} {i}", "The oak. Step one.", BENIGN, label, learn=False) for i in range(n)]
+
+
+@pytest.mark.parametrize(("ready", "taken"), [(0, 0), (2, 2), (9, 5)])
+def test_transitions_are_taken_from_those_made_beforehand_first(ready: int, taken: int) -> None:
+    made = [*_spliced(ready, MALICIOUS), *_spliced(ready, BENIGN)]
+    settings = PairingSettings(TRIGGER, transitions=5)
+    ids = [record.id for record in pair(_requests(), _harmful(), settings, 0, made)]
+    turning, breaking = ({r.id for r in made if r.response_label == label} for label in (MALICIOUS, BENIGN))
+    assert len(turning & set(ids)) == len(breaking & set(ids)) == taken
+    assert sum("#turns" in (id_ or "") for id_ in ids) == 5 - taken
+
+
+def test_without_them_nothing_changes() -> None:
+    assert pair(_requests(), _harmful(), PairingSettings(TRIGGER), 3, ()) == pair(
+        _requests(), _harmful(), PairingSettings(TRIGGER), 3
+    )

@@ -27,6 +27,7 @@ RECORDS = st.builds(
     category=OPTIONAL,
     where=TEXT,
     complete=st.booleans(),
+    learn=st.booleans(),
 )
 
 

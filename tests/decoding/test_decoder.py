@@ -11,8 +11,9 @@ import torch
 from scripted import ScriptedRules
 from worlds import World
 
-from safealign.decoding import CalibratedThresholds, DecodedRow, DecodingOptions, Prompt, Run
+from safealign.decoding import CachedEngine, CalibratedThresholds, DecodedRow, DecodingOptions, Prompt, Run
 from safealign.decoding.sampler import Draw, RowNoise, Sampler
+from safealign.decoding.slot import SlotCache
 from safealign.errors import ConfigError
 from safealign.evaluation.metrics.calibration import candidate_windows, max_min_statistic
 
@@ -163,6 +164,43 @@ def test_rows_of_one_batch_share_their_rules(world: World, with_options: Any) ->
         run.submit(world.prompts()[0], 0, with_options(stop=("x",)))
 
 
+@pytest.mark.parametrize("cache", ["dynamic", "static"])
+def test_a_prompt_that_cannot_be_fed_leaves_the_others_as_they_are(
+    world: World, with_options: Any, cache: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Wherever the engine raises, while keys are written included; and the run goes on after it."""
+    options = with_options(cache=cache, max_new_tokens=12, schedule="every", r2=4)
+    decoder = world.decoder(options, OFF)
+    decoder.rules = ScriptedRules.like(decoder.rules, 8, query_rate=0.5)
+    prompts = world.prompts()
+    alone = [outcome(decoder.decode([prompt], [0])[0]) for prompt in prompts]
+    run, engine = Run(decoder, 6, 8, 8, eager=True), decoder.engine
+    assert isinstance(engine, CachedEngine)
+    rows = [run.submit(prompt, 0) for prompt in prompts[:2]]
+    run.step()
+    run.step()
+    write, written = SlotCache._write, []
+
+    def faulty(cache: SlotCache, buffer: torch.Tensor, states: torch.Tensor) -> torch.Tensor:
+        if any(engine.rows[i].prompt is prompts[2] for i in cache._index.tolist()):
+            written.append(states)
+            if len(written) % 3 == 0:  # in the second layer
+                raise torch.OutOfMemoryError("no memory")
+        return write(cache, buffer, states)
+
+    monkeypatch.setattr(SlotCache, "_write", faulty)
+    rows += [run.submit(prompt, 0) for prompt in prompts[3:5]]
+    failing, last = run.submit(prompts[2], 0), run.submit(prompts[5], 0)
+    rows.append(last)
+    with pytest.raises(torch.OutOfMemoryError):
+        run.step()
+    assert failing.finish == "error" and failing.tokens == [] and len(written) == 6
+    while run.busy:
+        run.step()
+    assert [outcome(row) for row in rows] == [alone[i] for i in (0, 1, 3, 4, 5)]
+    assert run.finished == 6
+
+
 @pytest.mark.slow
 def test_ten_thousand_tokens_do_not_grow_beyond_the_cache(world: World, with_options: Any) -> None:
     """What is kept of a long answer besides its keys and values has a bound."""
@@ -237,8 +275,9 @@ def test_cost_counts_forwards_of_their_own(world: World, with_options: Any) -> N
 
 
 def test_a_long_answer_outgrows_the_cache_and_goes_on(world: World, with_options: Any) -> None:
-    decoder = world.decoder(with_options(max_new_tokens=40), OFF, ())
-    whole = decoder.decode(world.prompts()[:2], [0, 0])
+    options = with_options(max_new_tokens=40, cache="static")
+    whole = world.decoder(options, OFF, ()).decode(world.prompts()[:2], [0, 0])
+    decoder = world.decoder(options, OFF, ())  # one of its own: the first one's cache would be large enough
     original = decoder.engine.open
     decoder.engine.open = lambda n, longest, room, **more: original(n, longest, 0, **more)  # type: ignore[method-assign]
     assert [row.tokens for row in decoder.decode(world.prompts()[:2], [0, 0])] == [row.tokens for row in whole]

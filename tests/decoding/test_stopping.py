@@ -8,7 +8,7 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 from scripted import ScriptedRules
-from worlds import World
+from worlds import TRIGGER, World
 
 from safealign.decoding import CalibratedThresholds, Run
 from safealign.decoding.stopping import StopFilter, StopStrings
@@ -85,10 +85,40 @@ def test_a_refusal_in_place_of_an_end_of_turn_is_streamed_whole(world: World, wi
     assert text == out.text and options.trigger in text
 
 
-def test_refused_speaks_of_the_text_that_is_returned(world: World, with_options: Any) -> None:
-    """A stop string in the inserted trigger takes the refusal out of the text."""
-    whole = _refusing(world, with_options(), ())[1]
-    text, out = _refusing(world, with_options(), (), stop=("\n\n",))
-    assert whole.refused and whole.intervened_at == out.intervened_at == 1
-    assert text == out.text and "Sorry" not in text
-    assert not out.refused
+@pytest.mark.parametrize("stop", ["\n\n", "Sorry", "y, n", "no", TRIGGER])
+def test_a_stop_string_in_the_inserted_trigger_hides_no_refusal(world: World, with_options: Any, stop: str) -> None:
+    whole_text, whole = _refusing(world, with_options(), ())
+    text, out = _refusing(world, with_options(), (), stop=(stop,))
+    assert whole.refused and out.refused and whole.intervened_at == out.intervened_at == 1
+    assert text == out.text and TRIGGER in text
+    head, _, tail = whole_text.partition(TRIGGER)
+    assert text == head + TRIGGER + StopStrings(TOKENIZER, [stop]).cut(tail)
+
+
+def test_after_the_trigger_stop_strings_count_again(world: World, with_options: Any) -> None:
+    whole = _refusing(world, with_options(), ())[0]
+    head, _, tail = whole.partition(TRIGGER)
+    stop = tail[len(tail) // 2 :][:3]
+    assert stop and stop not in head
+    text, out = _refusing(world, with_options(), (), stop=(stop,))
+    assert text == out.text == head + TRIGGER + tail[: tail.find(stop)] and out.finish_reason == "stop"
+    seam = tail[:1]  # begins inside the trigger: no stop string, since part of it was inserted
+    assert _refusing(world, with_options(), (), stop=(TRIGGER[-2:] + seam,))[0] == whole
+
+
+def test_the_fixed_refusal_is_shown_whole(world: World, with_options: Any) -> None:
+    text, out = _refusing(world, with_options(dependency="high"), (), stop=("o.",))
+    assert text == out.text and text.endswith("No.") and out.finish_reason == "refusal"
+
+
+@pytest.mark.parametrize("dependency", ["medium", "high"])
+def test_an_alarm_on_the_stop_string_itself_still_shows_the_refusal(
+    world: World, with_options: Any, dependency: str
+) -> None:
+    """What completes it is held back until it is judged, as an end of turn is."""
+    options = with_options(dependency=dependency, max_new_tokens=12)
+    plain = world.decoder(with_options(safety=False), CalibratedThresholds(), ()).decode(world.prompts()[:1], [0])
+    stop = TOKENIZER.decode(plain[0].tokens[:1])
+    text, out = _refusing(world, options, (), stop=(stop,))
+    assert out.intervened_at == 0 and out.refused is (dependency == "high" or TRIGGER in text)
+    assert text == out.text and text.startswith(TRIGGER if dependency == "medium" else "No.")

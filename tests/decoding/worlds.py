@@ -99,8 +99,8 @@ def make_world(
         for parameter in lm.parameters():  # larger weights and an output layer of its own: greedy text that varies
             if parameter.ndim == 2:
                 parameter.mul_(4.0)
-        shape = lm.lm_head.weight.shape
-        lm.lm_head.weight = torch.nn.Parameter(torch.randn(shape, generator=generator))
+        output = lm.get_output_embeddings()
+        output.weight = torch.nn.Parameter(torch.randn(output.weight.shape, generator=generator))
     parts = attach(lm, HeadSettings(layers, pool, token_layers=(0.75,)))
     with torch.no_grad():
         parts.token.weight.copy_(torch.randn(parts.token.weight.shape, generator=generator) * 0.3)

@@ -20,7 +20,7 @@ from safealign.layout import (
     request_row,
     window_row,
 )
-from safealign.layout.masks import additive, build
+from safealign.layout.masks import additive, build, windowed
 
 
 @dataclass(frozen=True)
@@ -149,6 +149,13 @@ def test_a_sliding_window_limits_text_rows_and_spares_the_slot(case: Case, windo
     assert torch.equal(limited[:n, :n], plain[:n, :n] & near)
     assert torch.equal(limited[:, n:], plain[:, n:])
     assert torch.equal(limited[n:], plain[n:])
+
+
+@given(first=cases(), second=cases(), window=st.integers(1, 6))
+def test_a_window_put_on_a_mask_is_the_mask_of_that_window(first: Case, second: Case, window: int) -> None:
+    layouts = [first.layout, second.layout]
+    n_safety = max(len(layout.safety) for layout in layouts)
+    assert torch.equal(windowed(build(layouts), window, n_safety=n_safety), build(layouts, window=window))
 
 
 @pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16, torch.float16])

@@ -20,7 +20,8 @@ from transformers import (
 from safealign.errors import UnsupportedModelError
 from safealign.layout import build_layout, request_row
 from safealign.layout.collate import collate_layouts
-from safealign.modeling.attach import RowPlan, attach, check_supported
+from safealign.modeling.architectures import check_supported
+from safealign.modeling.attach import RowPlan, attach
 from safealign.modeling.features import plan_for
 from safealign.modeling.safety_token import HeadSettings
 from safealign.modeling.tiny import tiny_model
@@ -41,22 +42,37 @@ def _small(config: Any, **more: Any) -> Any:
 
 
 @pytest.mark.parametrize(
-    ("config", "more"),
+    ("config", "more", "sliding", "full"),
     [
-        (MistralConfig, {"sliding_window": 4096}),
-        (Gemma2Config, {"head_dim": 8}),
-        (Phi3Config, {"sliding_window": 2047}),
-        (Qwen2Config, {"use_sliding_window": True, "sliding_window": 8, "max_window_layers": 1}),
-        (
-            Qwen3Config,
-            {"use_sliding_window": True, "sliding_window": 8, "max_window_layers": 0, "head_dim": 8},
-        ),
+        (MistralConfig, {"sliding_window": 3}, (0, 1), ()),
+        (Phi3Config, {"sliding_window": 3}, (0, 1), ()),
+        (Gemma2Config, {"head_dim": 8, "sliding_window": 3}, (0,), (1,)),
+        (Qwen2Config, {"use_sliding_window": True, "sliding_window": 3, "max_window_layers": 1}, (1,), (0,)),
+        (Qwen3Config, {"use_sliding_window": True, "sliding_window": 3, "max_window_layers": 0}, (0, 1), ()),
     ],
-    ids=["mistral", "gemma2", "phi3", "qwen2", "qwen3"],
+    ids=["mistral", "phi3", "gemma2", "qwen2", "qwen3"],
 )
-def test_sliding_windows_are_refused_with_the_reason(config: Any, more: dict[str, Any]) -> None:
-    with pytest.raises(UnsupportedModelError, match="sliding-window attention.*silently switch it off"):
-        attach(_small(config, **more), HeadSettings())
+def test_layers_with_a_window_get_it_in_their_mask(
+    config: Any, more: dict[str, Any], sliding: tuple[int, ...], full: tuple[int, ...]
+) -> None:
+    """And the others do not; the slot is exempt."""
+    lm = _small(config, **more).eval()
+    parts, seen = attach(lm, HeadSettings()), {}
+    for index, layer in enumerate(parts.layers):
+        layer.register_forward_pre_hook(
+            lambda module, args, kwargs, index=index: seen.update({index: kwargs["attention_mask"][0, 0]}),
+            with_kwargs=True,
+        )
+    allowed = torch.ones(7, 7).tril()
+    allowed[4, 6] = 1.0  # row 4 sees the slot
+    mask = (1.0 - allowed) * torch.finfo(torch.float32).min
+    with torch.no_grad(), parts.armed(RowPlan(1, mask[None, None], torch.arange(7)[None])):
+        lm(input_ids=torch.arange(1, 7)[None], use_cache=False)
+    near = allowed - torch.ones(7, 7).tril(-3)
+    near[6] = allowed[6]
+    assert sorted(seen) == [0, 1]
+    assert all(torch.equal(seen[index] == 0, near.bool()) for index in sliding)
+    assert all(torch.equal(seen[index] == 0, allowed.bool()) for index in full)
 
 
 @pytest.mark.parametrize(

@@ -158,6 +158,46 @@ def test_when_the_engine_fails_the_server_goes_on(single: Running) -> None:
     assert answer(single, "And now?", max_tokens=2)["choices"]
 
 
+def fail_on(running: Running, content: str) -> None:
+    """From now on the present engine cannot feed prompts that say `content`."""
+    worker = running.service.worker
+    assert worker._session is not None
+    engine: Any = worker._session.run.engine
+    forward, bad = engine.forward, tuple(running.service.model.tokenizer.encode(content, add_special_tokens=False))
+
+    def faulty(feeds: Any) -> Any:
+        for feed in feeds:
+            ids = feed.row.prompt.rendered.input_ids
+            if any(tuple(ids[i : i + len(bad)]) == bad for i in range(len(ids))):
+                raise RuntimeError("out of memory")
+        return forward(feeds)
+
+    engine.forward = faulty
+
+
+def test_a_prompt_that_fails_fails_alone() -> None:
+    """Live answers, and those that were to be admitted with it, are what they are without it."""
+    model = build(CALM)
+    wanted = {
+        prompt: model.generate([{"role": "user", "content": prompt}], max_new_tokens=40, theta_prefix=None).text
+        for prompt in PROMPTS
+    }
+    with serving(model, "rows=8", *ENDLESS) as running, ThreadPoolExecutor(8) as pool, stream(running) as lines:
+        session = running.service.worker._session
+        fail_on(running, "zebra")
+        good = [pool.submit(answer, running, prompt, max_tokens=40) for prompt in PROMPTS]
+        bad = [pool.submit(running.post, messages=[{"role": "user", "content": "A zebra"}]) for _ in range(2)]
+        for response in (future.result() for future in bad):
+            assert response.status_code == 500 and "on this prompt" in response.json()["error"]["message"]
+            assert "out of memory" not in response.text
+        texts = [future.result()["choices"][0]["message"]["content"] for future in good]
+        assert texts == [wanted[prompt] for prompt in PROMPTS]
+        assert "content" in next(line for line in lines if line) and running.service.worker.live == 1
+        assert running.service.worker._session is session
+        assert running.metric("safealign_requests_total", outcome="error") == 2
+        assert answer(running, "And now?", max_tokens=2)["choices"]
+
+
 def test_without_an_engine_the_server_is_not_ready(single: Running, monkeypatch: pytest.MonkeyPatch) -> None:
     worker = single.service.worker
     assert worker._session is not None

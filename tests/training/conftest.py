@@ -197,6 +197,7 @@ class Kit:
     safe_trainer = staticmethod(safe_trainer)
     plain_trainer = staticmethod(plain_trainer)
     run = staticmethod(run)
+    arguments = staticmethod(arguments)
     lora = staticmethod(lora)
     renderer = RENDERER
     trigger = TRIGGER

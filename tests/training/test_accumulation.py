@@ -42,6 +42,13 @@ def test_a_last_incomplete_step_divides_by_its_own_rows(kit, tmp_path: Path) -> 
     assert many.losses == pytest.approx(one.losses, abs=2e-5)
 
 
+def test_the_lm_loss_is_logged_as_that_of_the_whole_step(kit, tmp_path: Path) -> None:
+    """Micro-batches of one example count their own tokens; the figure does not depend on how a step was cut."""
+    many, one = (_run(kit, tmp_path, *shape) for shape in ((1, 8), (8, 1)))
+    logged = [[row["lm/loss"] for row in ran.trainer.state.log_history if "lm/loss" in row] for ran in (many, one)]
+    assert len(logged[0]) == 2 and logged[0] == pytest.approx(logged[1], abs=2e-5)
+
+
 @pytest.mark.parametrize("reentrant", [False, True])
 def test_checkpointing_changes_no_gradient(kit, tmp_path: Path, reentrant: bool) -> None:
     """The head reads inner blocks, which checkpointing computes twice."""

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import math
+import random
 from collections import Counter
 from typing import Any
 
@@ -13,6 +14,7 @@ from hypothesis import strategies as st
 from safealign.data.pairings import PairingSettings, pair
 from safealign.data.records import BENIGN, MALICIOUS, LabelledSpan, Message, Record
 from safealign.data.rendering import Renderer
+from safealign.data.splicing import splice, turn_token
 from safealign.layout import RowKind
 from safealign.modeling.tiny import tiny_tokenizer
 from safealign.training.examples import IGNORED, Example, ExampleSettings, build_examples
@@ -336,3 +338,54 @@ def test_an_unjudged_answer_is_harmless_after_a_benign_request_alone(kit) -> Non
         (example,) = _examples([Record(turns, label, None, id="one")])
         assert any(target != -100 for target in example.labels) is learnt
         assert {row.label for row in example.layout.safety if row.kind is RowKind.WINDOW} == {windows}
+
+
+# ---- sampled answers that turn -----------------------------------------------------------------------------------
+
+
+def _turning(seed: int, label: str) -> Record:
+    calm = "The sea is wide and blue, and the wind goes over it all day long without an end."
+    rest = "Step one, do the placeholder deed; step two, do it again; step three, be done with it."
+    made = [
+        Record((Message("user", f"Ask {name}"), Message("assistant", text)), judged, judged, id=name)
+        for name, text, judged in (("calm", calm, BENIGN), ("rest", rest, label))
+    ]
+    found = splice(made[0], made[1], RENDERER, 15, random.Random(seed))
+    assert found is not None
+    return found
+
+
+@given(seed=st.integers(0, 99))
+def test_windows_across_a_known_turn_are_malicious_once_half_of_them_is(seed: int) -> None:
+    record = _turning(seed, MALICIOUS)
+    turn = turn_token(record, RENDERER)
+    assert turn is not None
+    example = _examples([record], seed, windows_per_answer=200, recovery_share=0.0)[0]
+    start = RENDERER.render(record.messages, close=False).response.start
+    labels = {}
+    for row in (row for row in example.layout.safety if row.kind is RowKind.WINDOW):
+        (span,) = row.pools
+        labels[span.end - start] = row.label
+        after = max(0, span.end - start - max(turn, span.start - start))
+        assert row.label == float(2 * after >= span.length)
+    n = len(example.input_ids) - start
+    assert sorted(labels) == list(range(1, n + 1)), "a window ends at every token"
+    begun = min(SETTINGS.window_length, turn)
+    first = min(end for end, label in labels.items() if label == 1.0)
+    assert first == turn + min(turn, -(-SETTINGS.window_length // 2)) if turn >= begun else first > turn
+    assert not any(label != IGNORED for label in example.labels)
+    assert [int(label) for label in example.token_labels[start:]] == [int(j >= turn) for j in range(n)]
+
+
+@given(seed=st.integers(0, 99))
+def test_an_answer_that_merely_breaks_is_harmless_everywhere_and_never_learnt(seed: int) -> None:
+    for example in _examples([_turning(seed, BENIGN)], seed, windows_per_answer=50):
+        assert {row.label for row in example.layout.safety} == {0.0}
+        assert not any(label != IGNORED for label in example.labels)
+        assert not any(label == 1 for label in example.token_labels)
+
+
+def test_what_is_not_to_be_learnt_trains_verdicts_alone(kit) -> None:
+    learnt, not_learnt = (kit.record("Name a tree", "The oak, an old tree.", learn=learn) for learn in (True, False))
+    assert any(label != IGNORED for label in _examples([learnt])[0].labels)
+    assert not any(label != IGNORED for label in _examples([not_learnt])[0].labels)

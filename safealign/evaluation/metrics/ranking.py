@@ -185,6 +185,7 @@ def _newcombe(value: float, m: int, n: int, z: float) -> tuple[float, float]:
     extra = (m + n) / 2.0 - 1.0
 
     def distance(theta: float) -> float:
+        """At most 0 where θ is within z standard errors of the value."""
         shape = (1.0 - theta) / (2.0 - theta) + theta / (1.0 + theta)
         variance = theta * (1.0 - theta) * (1.0 + extra * shape) / (m * n)
         return (value - theta) ** 2 - z * z * variance

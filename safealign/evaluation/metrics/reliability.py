@@ -26,7 +26,8 @@ def fit_temperature(logits: Scores, labels: Labels) -> float:
     """
     z, y = _checked(logits, labels)
 
-    def slope(beta: float) -> float:  # of the cross-entropy by beta = 1/T; rises with beta (convex)
+    def slope(beta: float) -> float:
+        """Of the cross-entropy by β = 1/T; rises with β (convex)."""
         return float(((_sigmoid(beta * z) - y) * z).mean())
 
     low, high = (math.log(1.0 / t) for t in reversed(TEMPERATURE_RANGE))

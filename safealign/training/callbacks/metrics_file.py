@@ -12,16 +12,19 @@ from transformers import TrainerCallback
 
 
 class MetricsFile(TrainerCallback):
-    """Writes `{step, epoch, time, …metrics}` on rank 0 and flushes each line; NaN is written as null."""
+    """Writes `{step, epoch, time, …metrics}` on rank 0 and flushes each line; NaN is written as null.
 
-    def __init__(self, path: Path) -> None:
-        self.path = path
+    `note`: more columns of every row, such as the stage that counts these steps.
+    """
+
+    def __init__(self, path: Path, note: dict[str, Any] | None = None) -> None:
+        self.path, self.note = path, note or {}
 
     def on_log(self, args: Any, state: Any, control: Any, logs: dict[str, Any] | None = None, **kwargs: Any) -> None:
         """Appends one line."""
         if not state.is_world_process_zero or not logs:
             return
-        self.write({"step": state.global_step, "epoch": state.epoch, **logs})
+        self.write({"step": state.global_step, "epoch": state.epoch, **self.note, **logs})
 
     def write(self, row: dict[str, Any]) -> None:
         """Appends a row with its time (seconds since the epoch)."""

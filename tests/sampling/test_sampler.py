@@ -9,14 +9,14 @@ from typing import Any
 
 import pytest
 import torch
+from tiny_models import talkative_model
 
 from safealign.data.records import BENIGN, MALICIOUS, Message, Record
 from safealign.data.rendering import Renderer
 from safealign.errors import DataError
-from safealign.modeling.tiny import tiny_model, tiny_tokenizer
-from safealign.sampling import OWN_ANSWER, Sampler, SamplingSettings, read_cache, spread
+from safealign.modeling.tiny import tiny_tokenizer
+from safealign.sampling import OWN_ANSWER, Sampler, read_cache, spread
 
-SETTINGS = SamplingSettings(everyday=6, everyday_max_new_tokens=6, compliant=5, compliant_max_new_tokens=24)
 MakeSampler = Callable[..., Sampler]
 
 
@@ -26,34 +26,6 @@ def _anything(text: str) -> bool:
 
 def _nothing(text: str) -> bool:
     return False
-
-
-def _talkative_model(seed: int = 0) -> Any:
-    """A random model that likes words and ends its turns, so that tiny samples are usable."""
-    lm, tokenizer = tiny_model("llama", seed, layers=2), tiny_tokenizer()
-    head = torch.nn.Linear(32, len(tokenizer))
-    with torch.no_grad():
-        head.weight.mul_(8.0)
-        head.bias.zero_()
-        spaced = [id_ for word, id_ in tokenizer.get_vocab().items() if word.startswith("Ġ")]
-        head.bias[spaced] = 4.0
-        head.bias[tokenizer.eos_token_id] = 2.5
-    lm.lm_head = head
-    return lm.eval()
-
-
-@pytest.fixture(scope="module")
-def model() -> Any:
-    torch.manual_seed(0)
-    return _talkative_model()
-
-
-@pytest.fixture
-def sampler(model: Any, tmp_path: Path) -> MakeSampler:
-    def make(lm: Any = None, renderer: Renderer | None = None, **changes: Any) -> Sampler:
-        return Sampler(lm or model, renderer or Renderer(tiny_tokenizer()), replace(SETTINGS, **changes), tmp_path)
-
-    return make
 
 
 def _requests(n: int = 8) -> list[Record]:
@@ -163,7 +135,7 @@ def test_what_changes_the_samples_changes_the_cache_file(sampler: MakeSampler, t
         sampler(),
         sampler(compliant=4),
         sampler(compliant_max_new_tokens=20),
-        sampler(lm=_talkative_model(1)),
+        sampler(lm=talkative_model(1)),
         sampler(renderer=renderer),
     ]
     for one in made:
