@@ -42,8 +42,9 @@ from safealign.config.sweeps import (
     varied,
     write_plan,
 )
-from safealign.errors import ConfigError, SafealignError
+from safealign.errors import ConfigError, RankError, SafealignError
 from safealign.files import write_text
+from safealign.ranks.world import adopt_slurm, is_main_process, read_world, world_size
 
 BROKEN, USER_ERROR, INTERRUPTED = 1, 2, 130
 
@@ -56,6 +57,7 @@ def run_command(
     record: bool = True,
     tolerant: bool = False,
     after_sweep: Callable[[Path], object] | None = None,
+    many_ranks: bool = False,
 ) -> int:
     """Compose the config from `argv` (default: the process's), call `main(config)`, return the exit status.
 
@@ -63,10 +65,14 @@ def run_command(
     `record`: write the resolved config into the run directory before `main` starts (rank 0 only).
     `after_sweep`: called with a sweep's folder once all of its jobs have run.
     `tolerant`: call `main(config, problems)` even when the config has mistakes; `config` may then be None.
+    `many_ranks`: may be started in several processes of one job; any other command is refused there.
     Statuses: what `main` returns (None is 0), 2 after a SafealignError, 130 after Ctrl-C.
     """
     arguments = _without_launcher_flags(sys.argv[1:] if argv is None else argv)
     try:
+        adopt_slurm()
+        if world_size() > 1 and not many_ranks:
+            raise RankError("this command runs in one process: start it without torchrun, deepspeed or srun")
         parsed = get_args_parser().parse_args(arguments)
         if parsed.config_name or parsed.config_path:
             raise ConfigError(
@@ -84,11 +90,19 @@ def run_command(
     except KeyboardInterrupt:
         Console(stderr=True).print("[yellow]interrupted[/]")
         return INTERRUPTED
+    except Exception:
+        if _tag():
+            print(f"{_tag()}stopped by an error that it did not expect:", file=sys.stderr)
+        raise
 
 
-def is_main_process() -> bool:
-    """Is this rank 0, or the only process?"""
-    return int(os.environ.get("RANK", os.environ.get("LOCAL_RANK", "0"))) == 0
+def _tag() -> str:
+    """Which of several processes speaks; nothing where there is one."""
+    try:
+        world = read_world()
+    except SafealignError:
+        return f"rank {os.environ.get('RANK', '?')}: "
+    return f"{world.name}: " if world.size > 1 else ""
 
 
 def _run(
@@ -135,7 +149,7 @@ def _run_of(export: Path) -> Path:
 
 def _complain(error: SafealignError, about: str = "") -> None:
     console = Console(stderr=True, soft_wrap=True, highlight=False)
-    console.print(f"[bold red]error:[/] {escape(about + str(error))}")
+    console.print(f"{_tag()}[bold red]error:[/] {escape(about + str(error))}")
 
 
 def _through_hydra(
@@ -145,6 +159,8 @@ def _through_hydra(
 
     Returns the folder of a sweep whose jobs have folders in it (else None), and the exit status.
     """
+    if parsed.multirun and world_size() > 1:
+        raise RankError("-m runs its jobs in one process: start it without torchrun, deepspeed or srun")
     overrides = write_out(parsed.overrides, config_name, parsed.config_dir)
     refuse(list(problems_of_overrides(overrides, config_name, parsed.config_dir).values()))
     if parsed.multirun and (parsed.cfg or parsed.info):

@@ -32,3 +32,7 @@ class DataError(SafealignError):
         self.problems = tuple(problems)
         shown = "\n".join(f"  - {problem}" for problem in self.problems)
         super().__init__(f"{message}\n{shown}" if shown else message)
+
+
+class RankError(SafealignError):
+    """Processes of one job that do not fit together: a wrong world, other settings, or one that has failed."""

@@ -4,6 +4,8 @@ from __future__ import annotations
 
 import sys
 import time
+from dataclasses import asdict
+from importlib.metadata import version
 from pathlib import Path
 from typing import TYPE_CHECKING
 
@@ -11,6 +13,7 @@ from rich.console import Console
 
 from safealign.commands import run_command
 from safealign.config.roots import TrainConfig
+from safealign.ranks import JobConsole, job_log, joined, read_world
 from safealign.sweep import gather
 
 if TYPE_CHECKING:
@@ -18,10 +21,18 @@ if TYPE_CHECKING:
 
 
 def main(config: TrainConfig) -> None:
-    """Runs one training job as configured; everything it makes lies in `config.run_dir`."""
+    """Runs one training job as configured; everything it makes lies in `config.run_dir`.
+
+    Under a launcher all ranks train; calibration, export and evaluation are rank 0's, and the others wait for it.
+    """
+    world = read_world()
+    with job_log(Path(config.run_dir), world), joined(_settings(config), alone_too=config.deepspeed.config is not None):
+        _run(config, JobConsole(world.rank == 0))
+
+
+def _run(config: TrainConfig, console: Console) -> None:
     from safealign.training.tracking import tracked
 
-    console = Console()
     started = time.monotonic()
     job = _pretrain if config.objective.name == "pretraining" else _tune
     with tracked(config, console) as tracker:
@@ -35,6 +46,8 @@ def _tune(config: TrainConfig, console: Console, tracker: Tracker) -> str:
     from safealign.training.pipeline import build
 
     built = build(config, console, tracker)
+    if built is None:
+        return "Export and report are rank 0's."
     command = " ".join(["python -m safealign.train", *sys.argv[1:]])
     evaluated = evaluate_built(config, built, console, command, tracker)
     report = f"\nReport:  {Path(config.run_dir) / 'report' / 'summary.md'}" if evaluated else ""
@@ -50,5 +63,11 @@ def _pretrain(config: TrainConfig, console: Console, tracker: Tracker) -> str:
     return f"Export: {export}\nNext:    python -m safealign.train +recipe=llama_lora model.path={export}"
 
 
+def _settings(config: TrainConfig) -> dict[str, object]:
+    """What every rank must hold alike: the resolved config, and the versions that run it."""
+    versions = {name: version(name) for name in ("safealign", "torch", "transformers", "trl", "peft")}
+    return {**asdict(config), "version": versions}
+
+
 if __name__ == "__main__":
-    sys.exit(run_command(main, after_sweep=gather))
+    sys.exit(run_command(main, after_sweep=gather, many_ranks=True))

@@ -27,6 +27,7 @@ FLOORS = {
     "assets": 0,
     "errors": 0,
     "files": 0,
+    "ranks": 0,
     "commands": 1,
     "data": 1,
     "layout": 1,

@@ -54,3 +54,16 @@ def test_every_problem_is_reported_at_once(tmp_path: Path, capsys: pytest.Captur
     assert status == 2
     for expected in ("mine.jsonl:4", "mine.jsonl:6", "trainer.epochs", "per_answer=0"):
         assert expected in shown
+
+
+def test_a_large_file_is_checked_to_its_end_and_looked_at_by_its_head(
+    tmp_path: Path, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr("safealign.training.sources.LARGE", 1000)
+    path = _file(tmp_path, _rows())
+    assert _validate(path, tmp_path / "run") == 0
+    assert "48 rows checked" in " ".join(capsys.readouterr().out.split())
+    path = _file(tmp_path, [*_rows(), {"messages": [], "label": "benign"}])
+    assert _validate(path, tmp_path / "run") == 2
+    shown = " ".join(capsys.readouterr().out.split())
+    assert "mine.jsonl:49: messages are empty" in shown

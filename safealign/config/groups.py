@@ -233,6 +233,25 @@ class DeepspeedConfig:
 
 
 @dataclass(kw_only=True)
+class PlanConfig:
+    """conf/plan: the cluster that `safealign.launch` plans for, and what it assumes of it."""
+
+    name: str
+    nodes: int = at_least(1)
+    gpus: int = at_least(1)
+    memory_gb: float = positive()
+    overhead_gb: float = at_least(0)
+    tflops_bf16: float = positive()
+    tflops_fp32: float = positive()
+    utilisation: float = between(0.001, 1)
+    link_gbs: float = positive()
+    network_gbs: float = positive()
+    examples: int | None = at_least(1)
+    safety_rows: int = at_least(0)
+    scored_share: float = between(0, 1)
+
+
+@dataclass(kw_only=True)
 class HeadConfig:
     """safety.head: where the safety head reads."""
 

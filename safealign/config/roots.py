@@ -18,6 +18,7 @@ from safealign.config.groups import (
     LoggerConfig,
     ModelConfig,
     ObjectiveConfig,
+    PlanConfig,
     SafetyConfig,
     SuiteConfig,
     TrainerConfig,
@@ -119,6 +120,13 @@ class ServeConfig:
 
 
 @dataclass(kw_only=True)
+class LaunchConfig:
+    """conf/launch.yaml: the cluster that a run is planned for."""
+
+    plan: PlanConfig
+
+
+@dataclass(kw_only=True)
 class SweepConfig:
     """conf/sweep.yaml: the runs of a sweep side by side."""
 
@@ -133,6 +141,7 @@ ROOTS: dict[str, type] = {
     "export": ExportConfig,
     "chat": ChatConfig,
     "serve": ServeConfig,
+    "launch": LaunchConfig,
     "sweep": SweepConfig,
 }
 

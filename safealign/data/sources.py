@@ -7,6 +7,7 @@ import difflib
 import json
 from collections.abc import Callable, Iterable, Iterator, Mapping
 from importlib import import_module
+from itertools import islice
 from pathlib import Path
 from typing import Any
 
@@ -28,21 +29,22 @@ def load_records(
     label: str | None = None,
     refused: Refused | None = None,
     offline: bool | None = None,
+    head: int | None = None,
 ) -> list[Record]:
     """All records of a source; `source` is set on each.
 
     `spec`: a file or folder (.jsonl, .parquet), a known data set (`known_sources()`), or a hub id
     ("owner/name", with `split`). `fields` renames columns, e.g. `{"messages": "conversations"}` or
     `{"prompt": "question", "response": "answer"}`. `label` is given to records that have none. `refused`
-    tells whether a text is a plain refusal. Raises DataError with *all* bad rows, or AssetError when the
-    source cannot be found or fetched.
+    tells whether a text is a plain refusal. `head`: read so many rows at most.
+    Raises DataError with *all* bad rows, or AssetError when the source cannot be found or fetched.
     """
     spec = str(spec)
     if spec in READERS:
         records = _from_asset(spec, offline)
         require_valid(records, spec, refused)
     else:
-        rows = [renamed(row, fields or {}) for row in read_rows(spec, split, offline)]
+        rows = [renamed(row, fields or {}) for row in islice(read_rows(spec, split, offline), head)]
         require_valid(rows, spec, refused)
         records = [Record.from_dict(row.data, row.where) for row in rows]
     name = Path(spec).stem if Path(spec).suffix else spec
@@ -84,19 +86,34 @@ def read_rows(spec: str, split: str, offline: bool | None, streaming: bool = Fal
     """
     path = Path(spec).expanduser()
     if path.is_dir():
-        files = sorted(file for file in path.iterdir() if file.suffix in _FORMATS)
-        if not files:
-            raise DataError(f"the folder {path} holds no {' or '.join(_FORMATS)} file")
-        for file in files:
-            yield from _FORMATS[file.suffix](file)
+        for file in files_of(path):
+            yield from file_rows(file)
     elif path.is_file():
         if path.suffix not in _FORMATS:
             raise DataError(f"{path} has the unknown ending {path.suffix!r}: use {' or '.join(_FORMATS)}")
-        yield from _FORMATS[path.suffix](path)
+        yield from file_rows(path)
     elif looks_like_hub_id(spec) and path.suffix not in _FORMATS:
         yield from _hub_rows(spec, split, offline, streaming)
     else:
         raise AssetError(_unknown(spec))
+
+
+def files_of(path: Path) -> list[Path]:
+    """The data files that a path means: itself, or those in a folder by name; none if it is no path.
+
+    Raises DataError for a folder without any.
+    """
+    if not path.is_dir():
+        return [path] if path.is_file() and path.suffix in _FORMATS else []
+    files = sorted(file for file in path.iterdir() if file.suffix in _FORMATS)
+    if not files:
+        raise DataError(f"the folder {path} holds no {' or '.join(_FORMATS)} file")
+    return files
+
+
+def file_rows(path: Path) -> Iterator[Row]:
+    """The rows of one data file, read as they are asked for."""
+    return _FORMATS[path.suffix](path)
 
 
 def _unknown(spec: str) -> str:
@@ -109,15 +126,20 @@ def _jsonl(path: Path) -> Iterator[Row]:
     """Like every reader of user files: a line that cannot be parsed becomes a row with its fault."""
     with path.open("rb") as file:
         for number, line in enumerate(file, start=1):
-            where = f"{path.name}:{number}"
-            try:
-                text = line.decode("utf-8-sig")
-                if text.strip():
-                    yield Row(where, json.loads(text))
-            except UnicodeDecodeError:
-                yield Row(where, None, "is not UTF-8 text")
-            except json.JSONDecodeError as error:
-                yield Row(where, None, f"is not JSON ({error.msg} at column {error.colno})")
+            row = jsonl_row(line, f"{path.name}:{number}")
+            if row is not None:
+                yield row
+
+
+def jsonl_row(line: bytes, where: str) -> Row | None:
+    """The row of one line of a JSONL file, or its fault; None for a blank line."""
+    try:
+        text = line.decode("utf-8-sig")
+        return Row(where, json.loads(text)) if text.strip() else None
+    except UnicodeDecodeError:
+        return Row(where, None, "is not UTF-8 text")
+    except json.JSONDecodeError as error:
+        return Row(where, None, f"is not JSON ({error.msg} at column {error.colno})")
 
 
 def _parquet(path: Path) -> Iterator[Row]:
@@ -196,5 +218,7 @@ def _question(prompt: str, response: Any) -> list[dict[str, Any]]:
 def _turn(turn: Any) -> Any:
     """The other common spelling of a turn (`from`, `value`) in ours."""
     if isinstance(turn, Mapping) and "from" in turn and "role" not in turn:
-        return {"role": _ROLES.get(turn["from"], turn["from"]), "content": turn.get("value")}
+        name = turn["from"]
+        role = _ROLES.get(name, name) if isinstance(name, str) else name
+        return {"role": role, "content": turn.get("value")}
     return turn

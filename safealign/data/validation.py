@@ -5,6 +5,7 @@ from __future__ import annotations
 import difflib
 import re
 from collections.abc import Callable, Iterable, Iterator, Mapping
+from functools import lru_cache
 from typing import Any, NamedTuple
 
 from safealign.data.records import LABELS, MALICIOUS, ROLES, Record
@@ -13,6 +14,10 @@ from safealign.errors import DataError
 Refused = Callable[[str], bool]
 FIELDS = ("messages", "label", "response_label", "spans", "id", "source", "category", "complete", "learn")
 _TEXTS = ("id", "source", "category")
+_KNOWN = frozenset(FIELDS)
+_LABEL_OR_NONE = (None, *LABELS)
+_TEXT_OR_NONE = (type(None), str)
+_SURROGATE = re.compile("[\ud800-\udfff]")
 
 
 class Row(NamedTuple):
@@ -36,8 +41,8 @@ def find_problems(
     seen: dict[str, str] = {}
     for number, item in enumerate(rows, start=1):
         row = _as_row(item, number)
-        faults = [row.fault] if row.fault else list(_faults(row.data, refused))
-        faults += _repeated_id(row, seen)
+        faults = row_faults(row, refused)
+        faults += repeated_id(row, seen)
         problems += [f"{row.where}: {fault}" for fault in faults]
     return problems
 
@@ -52,6 +57,48 @@ def require_valid(
         raise DataError(f"{what} has {count} and nothing of it was used; correct these rows:", problems)
 
 
+def row_faults(row: Row, refused: Refused | None = None) -> list[str]:
+    """Every fault of one row by itself."""
+    if row.fault:
+        return [row.fault]
+    return [] if is_sound(row.data, refused) else list(_faults(row.data, refused))
+
+
+def is_sound(row: Any, refused: Refused | None = None) -> bool:
+    """Whether an ordinary row surely has no fault: True is certain, False asks the thorough checks.
+
+    The short way for files of millions of rows; spans and columns that we do not know go the long way.
+    """
+    if type(row) is not dict or not row.keys() <= _KNOWN or row.get("spans"):
+        return False
+    messages, last = row.get("messages"), "assistant"
+    if type(messages) is not list or not messages:
+        return False
+    for turn in messages:
+        if type(turn) is not dict:
+            return False
+        role, content = turn.get("role"), turn.get("content")
+        if role != ("assistant" if last == "user" else "user") and not (role == "system" and turn is messages[0]):
+            return False
+        if type(content) is not str or not content or content.isspace():
+            return False
+        if not content.isascii() and _SURROGATE.search(content):
+            return False
+        last = role
+    answer = row.get("response_label")
+    if row.get("label") not in _LABEL_OR_NONE or answer not in _LABEL_OR_NONE or last == "system":
+        return False
+    if not isinstance(row.get("complete", True), bool):
+        return False
+    if any(type(row.get(key)) not in _TEXT_OR_NONE for key in _TEXTS):
+        return False
+    if answer is None:
+        return True
+    if last != "assistant":
+        return False
+    return answer != MALICIOUS or refused is None or not refused(_opening(messages[-1]["content"]))
+
+
 def _as_row(item: Record | Row | Mapping[str, Any], number: int) -> Row:
     if isinstance(item, Row):
         return item
@@ -60,7 +107,8 @@ def _as_row(item: Record | Row | Mapping[str, Any], number: int) -> Row:
     return Row(f"row {number}", item)
 
 
-def _repeated_id(row: Row, seen: dict[str, str]) -> list[str]:
+def repeated_id(row: Row, seen: dict[str, str]) -> list[str]:
+    """The fault of a row whose id is in `seen` (id to place), to which it is added; an id-less row has none."""
     id_ = row.data.get("id") if isinstance(row.data, Mapping) else None
     if not isinstance(id_, str):
         return []
@@ -89,10 +137,17 @@ def _faults(row: Any, refused: Refused | None) -> Iterator[str]:
 
 def _misspelt(row: Mapping[str, Any]) -> Iterator[str]:
     """Other columns are allowed, but not ones that look like a slip of a known field."""
-    for key in row:
-        close = difflib.get_close_matches(str(key), FIELDS, n=1, cutoff=0.8)
-        if close and key not in FIELDS and close[0] not in row:
-            yield f"unknown field {key!r}: did you mean {close[0]!r}?"
+    yield from _slips(tuple(row))
+
+
+@lru_cache(maxsize=1024)
+def _slips(keys: tuple[Any, ...]) -> tuple[str, ...]:
+    """One fault for each such column; all rows of a file have much the same, and comparing words is slow."""
+    unknown = [key for key in keys if key not in FIELDS]
+    near = [(key, difflib.get_close_matches(str(key), FIELDS, n=1, cutoff=0.8)) for key in unknown]
+    return tuple(
+        f"unknown field {key!r}: did you mean {close[0]!r}?" for key, close in near if close and close[0] not in keys
+    )
 
 
 def _message_faults(messages: Any) -> Iterator[str]:
@@ -125,7 +180,7 @@ def _turn_faults(turn: Any) -> Iterator[str]:
         yield f"must have text as content, not {_kind(content)}"
     elif not content.strip():
         yield f"({role}) is empty"
-    elif any("\ud800" <= character <= "\udfff" for character in content):
+    elif _SURROGATE.search(content):
         yield f"({role}) holds half a surrogate pair, which is not valid Unicode text"
 
 

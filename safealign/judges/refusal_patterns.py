@@ -62,10 +62,14 @@ class Rule(NamedTuple):
     pattern: re.Pattern[str]
     opening: bool = True
     longest: int | None = None  # applies to answers of at most so many characters
+    needs: re.Pattern[str] | None = None  # a quick search that every match contains
 
 
-def _rule(name: str, pattern: str, opening: bool = True, longest: int | None = None) -> Rule:
-    return Rule(name, re.compile(pattern, re.IGNORECASE), opening, longest)
+def _rule(
+    name: str, pattern: str, opening: bool = True, longest: int | None = None, needs: str | None = None
+) -> Rule:
+    quick = re.compile(needs, re.IGNORECASE) if needs else None
+    return Rule(name, re.compile(pattern, re.IGNORECASE), opening, longest, quick)
 
 
 RULES = (
@@ -126,6 +130,7 @@ RULES = (
         rf"^[^.!?]{{0,200}}[.!?]?[^.!?]{{0,160}}\b{_CONDEMNED}.*{_REDIRECT}",
         opening=False,
         longest=1200,
+        needs=_CONDEMNED,  # the pattern itself looks from every place for every other
     ),
     _rule(
         "no safe way",
@@ -163,4 +168,11 @@ OFFERS_SAFETY = re.compile(
     r"resources?|"
     r"legitimate|healthy|positive|constructive|responsib\w+|prevent\w*|protect\w*|reasons?|avoid)\b",
     re.IGNORECASE,
+)
+
+# Every match of a rule holds one of these, in small letters: an ASCII text without any of them needs no rule.
+SIGNS = (
+    *("not", "n't", "cant", "never", "unable", "unwilling", "prohibited", "forbidden", "declin", "refus", "refrain"),
+    *("sorry", "afraid", "apolog", "violat", "against", "outside", "appropriate", "ethical", "acceptable"),
+    *("responsible", "illegal", "immoral", "crime", "offen", "unlawful", "concern", "there is no", "error"),
 )

@@ -6,6 +6,7 @@ Source: Li & Kim, ICML 2025 (arXiv 2505.17072): one learned token and a linear b
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from dataclasses import dataclass
 
 import torch
@@ -120,6 +121,15 @@ class SafetyHead(nn.Module):
         standard = (rows - self.mean[index].float()) / self.scale[index].float()
         weight, bias = self.linear.weight[index].float() * self.reads[index], self.linear.bias[index].float()
         return nn.functional.linear(standard, weight[None], bias[None]).squeeze(-1)
+
+    def _apply(self, fn: Callable[[torch.Tensor], torch.Tensor], recurse: bool = True) -> SafetyHead:
+        """Moves as asked, but a cast of the whole model (DeepSpeed's in bf16) does not round mean and scale."""
+        exact = {"mean": self.mean, "scale": self.scale}
+        super()._apply(fn, recurse)
+        for name, value in exact.items():
+            if getattr(self, name).dtype != torch.float32:
+                setattr(self, name, value.float().to(getattr(self, name).device))
+        return self
 
     @torch.no_grad()
     def standardise_on(self, features: torch.Tensor, readout: int = 0) -> None:

@@ -5,16 +5,19 @@ from __future__ import annotations
 import re
 from collections.abc import Sequence
 from dataclasses import asdict
+from importlib.util import find_spec
 from typing import Any
 
 from safealign.config.composing import load_option
 from safealign.config.fields import suggestion
+from safealign.config.overrides import options_of
 from safealign.config.roots import TrainConfig
 from safealign.data.records import BENIGN, LABELS, Record
 from safealign.data.styles import STYLES
 from safealign.decoding.options import CALIBRATED, DecodingOptions
 from safealign.errors import ConfigError, SafealignError
 from safealign.modeling.safety_token import HeadSettings
+from safealign.ranks import world_size
 
 _SMOOTHED = {"robust", "exo_pair", "aot", "aot_unpaired"}  # preference losses that read label_smoothing
 THETAS = ("theta_query", "theta_window", "theta_prefix")
@@ -32,6 +35,7 @@ def config_problems(config: TrainConfig) -> list[str]:
         *_style_problems(config),
         *_preference_problems(config),
         *_table_problems(config),
+        *_rank_problems(config),
     ]
 
 
@@ -210,6 +214,35 @@ def _table_problems(config: TrainConfig) -> list[str]:
             DecodingOptions().override(dict(changes))
         except (SafealignError, TypeError, ValueError) as error:
             problems.append(f"suite.ablations.{name}: {error}")
+    return problems
+
+
+def _rank_problems(config: TrainConfig) -> list[str]:
+    """What several processes, or DeepSpeed in one, cannot do."""
+    problems = []
+    if config.deepspeed.config is not None and find_spec("deepspeed") is None:
+        how = "pip install -c constraints.txt -e '.[deepspeed]'"
+        problems.append(f"deepspeed={config.deepspeed.name} needs the package deepspeed: {how}, or set deepspeed=none")
+    many = world_size() > 1
+    if many and config.objective.name == "pretraining":
+        problems.append("objective=pretraining trains in one process for now: start it without a launcher")
+    if config.deepspeed.config is not None:
+        if config.objective.name == "pretraining":
+            problems.append("objective=pretraining trains without DeepSpeed for now: set deepspeed=none")
+        if config.objective.name == "dpo" and config.objective.dpo.after_sft:
+            problems.append(
+                "objective.dpo.after_sft=true: DeepSpeed trains one stage a run: set it to false and start from the "
+                "export of a run of objective=sft (model.path=…/export), or set deepspeed=none"
+            )
+        if config.adapter.quantization is not None:
+            problems.append("adapter.quantization: 4-bit weights are trained without DeepSpeed: set deepspeed=none")
+    if config.suite.name != "none" and (many or config.deepspeed.config is not None):
+        problems += [
+            f"baselines: {name} is trained by one process without DeepSpeed: leave it out here, and afterwards run "
+            f"python -m safealign.evaluate model={config.run_dir}/export baselines=[{name}]"
+            for name in config.baselines
+            if name in options_of("defense") and load_option("defense", name).kind == "trained"
+        ]
     return problems
 
 

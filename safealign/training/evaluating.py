@@ -175,7 +175,9 @@ def trained_baseline(defense: DefenseConfig, trained: TrainConfig | None, export
         return made
     console.print(f"training the baseline {defense.name} on the same data", highlight=False)
     write_text(Path(config.run_dir) / "config.yaml", to_yaml(config))
-    return build(config, console).export
+    built = build(config, console)
+    assert built is not None
+    return built.export
 
 
 def _evidence(config: EvaluateConfig, shelf: Shelf) -> Evidence | None:

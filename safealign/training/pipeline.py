@@ -24,6 +24,7 @@ from safealign.modeling.exporting import export_model, merged
 from safealign.modeling.loading import TINY_NAME, load_base, weights_digest
 from safealign.modeling.precision import serving_dtype, weights_as
 from safealign.modeling.quantization import Quantization
+from safealign.ranks import current
 from safealign.session import Conversation
 from safealign.training.calibrating import CalibrationResult, calibrate_model
 from safealign.training.calibration_report import report_calibration, request_verdicts, validation_verdicts
@@ -45,8 +46,11 @@ class Built:
     data: TrainingData
 
 
-def build(config: TrainConfig, console: Console, tracker: Tracker | None = None) -> Built:
-    """Runs every stage up to the export. Raises ConfigError for settings that cannot work together."""
+def build(config: TrainConfig, console: Console, tracker: Tracker | None = None) -> Built | None:
+    """Runs every stage up to the export; on the ranks after the first up to the end of training, and None.
+
+    Raises ConfigError for settings that cannot work together.
+    """
     tracker = tracker or Tracker()
     refuse([*config_problems(config), *carried_problems(config)])
     if config.trainer.threads:
@@ -56,11 +60,14 @@ def build(config: TrainConfig, console: Console, tracker: Tracker | None = None)
     model, renderer = load_model(config)
     refuse(model_problems(config, model))
     base_digest = weights_digest(model)
-    data = prepare_data(config, model, renderer, console)
+    data = current().first_then_others(lambda: prepare_data(config, model, renderer, console))
+    current().agree("training data", {"base": base_digest, "digest": data.report["digest"]})
     require_examples(config, data)
     tracker.describe({"digests": run_digests(config, base_digest, renderer, data.report)})
     trained = fit(config, model, renderer, data, console, tracker)
     release()
+    if not current().first:
+        return None
     console.print(f"trained in {trained.seconds / 60:.1f} min", highlight=False)
     live = SafeModel(trained.model, renderer.tokenizer, trained.parts, safety_card(config, data, None))
     calibration = None

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import copy
 import inspect
 import math
 import os
@@ -19,12 +20,15 @@ from safealign.errors import ConfigError
 from safealign.modeling.attach import HEAD_NAME, TOKEN_NAME, SafetyParts, attach
 from safealign.modeling.exporting import merged
 from safealign.modeling.precision import compute_dtype
+from safealign.ranks import current, world_size
 from safealign.training.callbacks.metrics_file import MetricsFile
 from safealign.training.callbacks.progress import ProgressLine
+from safealign.training.callbacks.split_head import SplitHead
 from safealign.training.carrying import carry, learnt_readouts
 from safealign.training.checks import head_settings
 from safealign.training.collator import LENGTH_KEY, SafetyCollator
 from safealign.training.dpo import SafetyDPOTrainer, forget_reference
+from safealign.training.gathering import equalise, gather, hand_back
 from safealign.training.memory import release
 from safealign.training.pair_stage import pair_trainer
 from safealign.training.prepare import TrainingData
@@ -61,13 +65,14 @@ def fit(
     parts = attach_from(config, model, renderer)
     trains_head = config.safety.lambda_cls > 0
     if data.warm and trains_head:
-        start_head(config, parts, data, console)
+        current().only_first(lambda: start_head(config, parts, data, console))
     torch.manual_seed(config.seed)  # the adapter's first weights must not depend on what was sampled before
     trained, history, steps = model, [], 0
     for stage in stages(config):
         if len(stages(config)) > 1:
             console.print(f"stage: {stage}", highlight=False)
         trainer = build_trainer(config, trained, renderer, data, parts, console, stage)
+        equalise(trainer.model, parts)
         for callback in (tracker or Tracker()).callbacks(steps):
             trainer.add_callback(callback)
         trainer.train()
@@ -77,17 +82,20 @@ def fit(
         if stage != stages(config)[-1]:
             del trainer  # with its optimiser, before the next one makes its own
             release()
-    trained.eval()
     forget_reference(trained)
-    if trains_head and refit_head(config, trained, parts, data, console) and trainer.eval_dataset is not None:
-        trainer.evaluate()
+    trained, whole = gather(config, trainer, parts, renderer)
+    trained.eval()
+    if trains_head and current().only_first(lambda: refit_head(config, trained, whole, data, console)):
+        hand_back(parts, whole)
+        if trainer.eval_dataset is not None:
+            trainer.evaluate()
         trained.eval()
-    if trains_head:
-        start_token_head(config, trained, parts, data, console)
-    return TrainedModel(trained, parts, history, steps, time.monotonic() - started)
+    if trains_head and current().first:
+        start_token_head(config, trained, whole, data, console)
+    return TrainedModel(trained, whole, history, steps, time.monotonic() - started)
 
 
-def start_head(config: TrainConfig, parts: SafetyParts, data: TrainingData, console: Console) -> None:
+def start_head(config: TrainConfig, parts: SafetyParts, data: TrainingData, console: Console) -> bool:
     """The warm start; where windows are fitted again after training, a third of their answers does for it."""
     console.print("warm start: reading the frozen model's states", highlight=False)
     autocast = compute_dtype(config.trainer.precision)
@@ -96,6 +104,7 @@ def start_head(config: TrainConfig, parts: SafetyParts, data: TrainingData, cons
     if keep:
         console.print("  the head goes on from what it learnt before", highlight=False)
     warm_start(parts, data.warm, answered, autocast=autocast, fit=config.safety.warm_start, keep=keep)
+    return True
 
 
 def refit_head(config: TrainConfig, trained: Any, parts: SafetyParts, data: TrainingData, console: Console) -> bool:
@@ -175,7 +184,7 @@ def shared_parts(
         "model": model,
         "processing_class": renderer.tokenizer,
         "peft_config": None if hasattr(model, "peft_config") else adapter_config(config, parts),
-        "callbacks": [ProgressLine(console), MetricsFile(Path(config.run_dir) / "metrics.jsonl", tags)],
+        "callbacks": [ProgressLine(console), MetricsFile(Path(config.run_dir) / "metrics.jsonl", tags), SplitHead()],
     }
 
 
@@ -276,6 +285,10 @@ def common_arguments(config: TrainConfig, n_examples: int, evaluates: bool, fold
         seed=config.seed,
         bf16=dtype is torch.bfloat16,
         use_cpu=not torch.cuda.is_available(),
+        ddp_backend="gloo" if world_size() > 1 and not torch.cuda.is_available() else None,
+        # Every trained weight has a part in every batch, and searching for those without one costs time.
+        ddp_find_unused_parameters=False,
+        log_level_replica="error",
         max_length=None,
         prediction_loss_only=True,
         dataloader_pin_memory=torch.cuda.is_available(),
@@ -283,7 +296,7 @@ def common_arguments(config: TrainConfig, n_examples: int, evaluates: bool, fold
         # Prompts alone are much shorter than answers: batches of one length compute less padding.
         train_sampling_strategy="group_by_length",
         length_column_name=LENGTH_KEY,
-        deepspeed=config.deepspeed.config,
+        deepspeed=copy.deepcopy(config.deepspeed.config),  # its `auto`s are filled in place
         **checkpointing,
     )
 
@@ -292,7 +305,7 @@ def planned_steps(config: TrainConfig, n_examples: int) -> int:
     """Optimiser steps of a run."""
     if config.trainer.max_steps > 0:
         return config.trainer.max_steps
-    batches = -(-n_examples // config.trainer.batch_size)
+    batches = -(-n_examples // (config.trainer.batch_size * world_size()))
     return max(1, round(config.trainer.epochs * max(1, batches // config.trainer.gradient_accumulation)))
 
 

@@ -9,6 +9,7 @@ from __future__ import annotations
 from dataclasses import dataclass, field
 from typing import Any
 
+import numpy as np
 import torch
 
 from safealign.layout.collate import SafetyBatch
@@ -39,6 +40,7 @@ class Verdicts:
     labels: list[torch.Tensor] = field(default_factory=list)
     kinds: list[torch.Tensor] = field(default_factory=list)
     examples: list[torch.Tensor] = field(default_factory=list)
+    places: list[torch.Tensor] = field(default_factory=list)
 
     def add(self, logits: torch.Tensor, batch: SafetyBatch, examples: torch.Tensor) -> None:
         """Keeps the labelled rows of a batch."""
@@ -47,10 +49,11 @@ class Verdicts:
         self.labels.append(batch.labels[chosen].cpu())
         self.kinds.append(batch.kinds[chosen].cpu())
         self.examples.append(examples[:, None].expand_as(chosen)[chosen].cpu())
+        self.places.append(torch.arange(chosen.shape[1]).expand(chosen.shape)[chosen.cpu()])
 
     def tensors(self) -> dict[str, torch.Tensor]:
-        """All rows so far: `logits`, `labels`, `kinds`, `examples`, each `[N]`."""
-        names = ("logits", "labels", "kinds", "examples")
+        """All rows so far: `logits`, `labels`, `kinds`, `examples`, `places` (row within its example), each `[N]`."""
+        names = ("logits", "labels", "kinds", "examples", "places")
         return {name: torch.cat(getattr(self, name)) if getattr(self, name) else torch.empty(0) for name in names}
 
 
@@ -164,6 +167,21 @@ class SafetyLossMixin:
         return optimizer
 
     def take_verdicts(self) -> dict[str, torch.Tensor]:
-        """The verdicts gathered since the last call."""
+        """The verdicts gathered since the last call, those of all ranks (which all call it)."""
         taken, self.verdicts = self.verdicts.tensors(), Verdicts()
-        return taken
+        return of_all_ranks(taken, self.accelerator)  # type: ignore[attr-defined]
+
+
+def of_all_ranks(verdicts: dict[str, torch.Tensor], accelerator: Any) -> dict[str, torch.Tensor]:
+    """The verdicts of every rank, each row once: samplers repeat examples so that all ranks have as many batches."""
+    if accelerator.num_processes == 1:
+        return verdicts
+    names = list(verdicts)
+    rows = torch.stack([verdicts[name].double() for name in names], dim=1).to(accelerator.device)
+    rows = accelerator.gather(accelerator.pad_across_processes(rows, pad_index=-1)).cpu()
+    rows = rows[rows[:, names.index("examples")] >= 0]
+    keys = rows[:, [names.index("examples"), names.index("places")]]
+    _, first = np.unique(keys.numpy(), axis=0, return_index=True)
+    rows = rows[torch.from_numpy(first)]
+    found = {name: rows[:, i] for i, name in enumerate(names)}
+    return {name: found[name].float() if name in ("logits", "labels") else found[name].long() for name in names}

@@ -5,12 +5,14 @@ from __future__ import annotations
 from collections import Counter
 from collections.abc import Callable, Sequence
 from dataclasses import replace
+from pathlib import Path
 
 from safealign.config.groups import SourceConfig
 from safealign.config.roots import TrainConfig
 from safealign.data.parts import take_part
 from safealign.data.records import BENIGN, MALICIOUS, Record
-from safealign.data.sources import known_sources, load_records
+from safealign.data.scanning import scan
+from safealign.data.sources import files_of, known_sources, load_records
 from safealign.data.validation import find_problems
 from safealign.errors import AssetError, DataError
 from safealign.judges.refusal import RefusalMatcher
@@ -20,6 +22,9 @@ _CROWD = 10  # records from which on one family may not hold most of the data
 
 
 _CALIBRATION_CHARACTERS = 600
+LARGE = 256 * 2**20  # bytes of a source from which on a look at it does not hold all of it
+HEAD = 20_000  # rows that are looked at further
+Say = Callable[[str], None]
 
 
 def load_sources(config: TrainConfig) -> list[Record]:
@@ -30,13 +35,20 @@ def load_sources(config: TrainConfig) -> list[Record]:
     return records
 
 
-def collect_sources(config: TrainConfig) -> tuple[list[Record], list[str]]:
-    """The records of the sources that can be read, and every problem of all sources, one line each."""
+def collect_sources(config: TrainConfig, say: Say | None = None) -> tuple[list[Record], list[str]]:
+    """The records of the sources that can be read, and every problem of all sources, one line each.
+
+    With `say`, a large file is checked as it streams by, and only its first rows are kept and looked at further.
+    """
     records: list[Record] = []
     problems: list[str] = []
     for source in config.data.sources:
         try:
-            records += load_source(source, config.offline)
+            large = say is not None and is_large(source.source)
+            if large and (found := _scanned(source, say)):
+                problems += found
+                continue
+            records += load_source(source, config.offline, HEAD if large else None)
         except DataError as error:
             problems += error.problems or [str(error)]
         except AssetError as error:
@@ -51,8 +63,25 @@ def calibration_only(config: TrainConfig) -> list[Record]:
     return [r for r in records if r.label == BENIGN and r.prompt_characters <= _CALIBRATION_CHARACTERS]
 
 
-def load_source(source: SourceConfig, offline: bool) -> list[Record]:
-    """The records of one source: its part, then at most `limit` of them."""
+def is_large(source: str) -> bool:
+    """Is this a file, or a folder of files, too large to be held in memory for a look?"""
+    path = Path(source).expanduser()
+    return path.exists() and sum(file.stat().st_size for file in files_of(path)) > LARGE
+
+
+def _scanned(source: SourceConfig, say: Say | None) -> list[str]:
+    """The faults of a large source, read to its end in bounded memory; says how it went."""
+    found = scan(source.source, source.fields, RefusalMatcher().refused)
+    if say is not None:
+        say(f"{source.source}: {found.rows:,} rows checked in {found.seconds:.1f} s ({found.rate:,.0f} rows/s)")
+        if not found.n_problems:
+            say(f"  what follows rests on its first {min(HEAD, found.rows):,} rows")
+    untold = found.n_problems - len(found.problems)
+    return [*found.problems, *([f"{source.source}: {untold:,} more faults"] if untold else [])]
+
+
+def load_source(source: SourceConfig, offline: bool, head: int | None = None) -> list[Record]:
+    """The records of one source: its part, then at most `limit` of them. `head`: read so many rows at most."""
     refused = RefusalMatcher().refused
     known = source.source in known_sources()
     records = load_records(
@@ -62,6 +91,7 @@ def load_source(source: SourceConfig, offline: bool) -> list[Record]:
         label=source.label,
         refused=None if known else refused,
         offline=offline,
+        head=head,
     )
     if known:  # a pinned data set cannot be corrected by the user: what is at odds keeps its prompt only
         records = [prompt_only(r) if _at_odds(r, refused) else r for r in records]

@@ -37,7 +37,7 @@ def validate(config: TrainConfig, console: Console) -> list[str]:
     problems = [*config_problems(config), *carried_problems(config)]
     for note in config_notes(config):
         console.print(f"note: {note}", highlight=False)
-    records, faults = attempt(lambda: collect_sources(config), ([], []), problems)
+    records, faults = attempt(lambda: collect_sources(config, sayer(console)), ([], []), problems)
     problems += faults
     if DPO in stages(config):
         problems += attempt(lambda: collect_preferences(config)[1], [], problems)

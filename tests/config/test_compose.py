@@ -23,7 +23,7 @@ from safealign.sampling import SamplingSettings
 GROUPS = groups_in("config")
 # What an option needs beside its name.
 NEEDS = {"model=custom": ["model.path=x"], "data=jsonl": ["data.path=x.jsonl"]}
-ROOT_NEEDS = {"config": [], "export": ["run=x"], "sweep": ["folder=x"]}
+ROOT_NEEDS = {"config": [], "export": ["run=x"], "sweep": ["folder=x"], "launch": []}
 ROOT_NEEDS |= {name: ["model=x"] for name in ("evaluate", "chat", "serve")}
 
 
@@ -46,7 +46,7 @@ def test_every_command_has_a_config(name: str) -> None:
 
 
 def test_all_groups_are_chosen_by_default_except_recipe() -> None:
-    assert set(all_groups()) - set(GROUPS) == {"recipe"}
+    assert set(all_groups()) - set(GROUPS) - set(groups_in("launch")) == {"recipe"}
     config = compose()
     assert (config.deepspeed.name, config.defense.name) == ("none", "none")
 

@@ -5,11 +5,12 @@ from __future__ import annotations
 from pathlib import Path
 
 import pytest
-from hypothesis import given, settings
+from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 
 from safealign.errors import DataError
-from safealign.judges.refusal import TRIGGER, RefusalMatcher, agreement, normalise, read_labelled
+from safealign.judges.refusal import TRIGGER, RefusalMatcher, agreement, flat_text, normalise, read_labelled
+from safealign.judges.refusal_patterns import RULES, SIGNS, Rule
 from safealign.judges.topic import on_topic
 
 REFUSALS = [
@@ -128,3 +129,19 @@ def test_topic() -> None:
     assert on_topic("How do rivers form?", "I cannot help.")
     assert on_topic("How do rivers form?", "A river begins in hills. " * 20)
     assert not on_topic("How do rivers form?", "Bread needs flour and heat. " * 20)
+
+
+@pytest.mark.parametrize("rule", RULES, ids=lambda rule: rule.name)
+def test_no_rule_can_match_without_a_sign(rule: Rule) -> None:
+    @settings(max_examples=60, suppress_health_check=list(HealthCheck))
+    @given(st.from_regex(rule.pattern, alphabet=st.characters(codec="ascii")))
+    def check(text: str) -> None:
+        assert any(sign in text.lower() for sign in SIGNS)
+        assert rule.needs is None or rule.needs.search(text)
+
+    check()
+
+
+@given(st.text(alphabet=st.sampled_from(list("aB \n\t\u2003\u00a0\"'’*_#>:.Sorry")), max_size=60))
+def test_the_quick_plain_text_is_the_slow_one(text: str) -> None:
+    assert flat_text(text) == normalise(text)[0]

@@ -1,0 +1,115 @@
+"""The quick way through large files finds exactly what the thorough way finds, row for row."""
+
+from __future__ import annotations
+
+import json
+from pathlib import Path
+from typing import Any
+from unittest import mock
+
+import pytest
+from hypothesis import given, settings
+from hypothesis import strategies as st
+
+from safealign.data import scanning, validation
+from safealign.data.scanning import scan
+from safealign.data.sources import file_rows, renamed
+from safealign.data.validation import find_problems, is_sound
+
+SOUND: dict[str, Any] = {
+    "messages": [{"role": "user", "content": "Fold a bird"}, {"role": "assistant", "content": "Take a sheet."}],
+    "label": "benign",
+    "response_label": "malicious",
+    "id": "a",
+}
+
+
+def refused(text: str) -> bool:
+    """A stand-in for the matcher of refusals."""
+    return text.startswith("Sorry")
+
+
+contents = st.sampled_from(["hi", "Sorry, no. And so on", "", " \u2003", "\ud800", "é", 3, None])
+roles = st.sampled_from(["system", "user", "assistant", "wizard", "", None, ["user"]])
+turns = st.dictionaries(st.sampled_from(["role", "content", "from", "value"]), roles | contents, max_size=4)
+good = st.lists(st.sampled_from(["hi", "Sorry, no.", " "]), min_size=1, max_size=5).map(
+    lambda texts: [{"role": ("user", "assistant")[i % 2], "content": text} for i, text in enumerate(texts)]
+)
+span = {"start": st.integers(-1, 4), "end": st.integers(0, 4), "label": st.just("benign")}
+spans = st.lists(st.fixed_dictionaries(span))
+values: dict[str, Any] = {
+    "messages": good | st.lists(turns | st.none(), max_size=3) | st.sampled_from([None, "x", {}]),
+    "label": st.sampled_from(["benign", "malicious", "evil", None, []]),
+    "response_label": st.sampled_from(["benign", "malicious", None, 1]),
+    "spans": spans | st.none(),
+    "id": st.sampled_from(["a", "b", "c", None, 7]),
+    "source": st.sampled_from(["s", None, 1]),
+    "complete": st.sampled_from([True, False, "yes", None]),
+    "lable": st.just("benign"),
+    "extra": st.integers(),
+    "prompt": st.just("Fold a bird"),
+}
+ordinary = st.fixed_dictionaries({"messages": good})
+rows = st.fixed_dictionaries({}, optional=values) | ordinary | st.sampled_from([None, 3, []])
+lines = rows.map(json.dumps) | st.sampled_from(["", "  ", "{", "nonsense", "\ufeff{}", "\x00"])
+
+
+def thorough(path: Path, fields: dict[str, str]) -> list[str]:
+    """The problems of the long way alone."""
+    with mock.patch.object(validation, "is_sound", lambda *_: False):
+        return find_problems([renamed(row, fields) for row in file_rows(path)], refused)
+
+
+@settings(max_examples=150)
+@given(st.lists(lines, max_size=8), st.sampled_from([{}, {"messages": "talk"}, {"prompt": "extra"}]))
+def test_the_quick_way_finds_what_the_thorough_way_finds(
+    tmp_path_factory: pytest.TempPathFactory, texts: list[str], fields: dict[str, str]
+) -> None:
+    path = tmp_path_factory.mktemp("scan") / "rows.jsonl"
+    path.write_bytes("\n".join(texts).encode("utf-8") + b"\n\xff\xfe\n")
+    found = scan(path, fields, refused)
+    assert found.problems == thorough(path, fields)
+    assert found.n_problems == len(found.problems)
+
+
+@settings(max_examples=300)
+@given(rows)
+def test_a_sound_row_has_no_fault(row: Any) -> None:
+    if is_sound(row, refused):
+        assert list(validation._faults(row, refused)) == []
+
+
+def test_ordinary_rows_take_the_quick_way() -> None:
+    assert is_sound(SOUND, refused)
+    assert is_sound({"messages": [{"role": "system", "content": "Be kind"}, SOUND["messages"][0]]}, refused)
+    sorry = [SOUND["messages"][0], {"role": "assistant", "content": "Sorry."}]
+    assert not is_sound({**SOUND, "messages": sorry}, refused)
+
+
+def test_rows_are_named_and_faults_beyond_the_first_are_counted(tmp_path: Path) -> None:
+    path = tmp_path / "mine.jsonl"
+    texts = [json.dumps({**SOUND, "id": f"row-{i % 500}"}) for i in range(1000)]
+    texts[700] = json.dumps({**SOUND, "label": "evil", "id": "x"})
+    path.write_text("\n".join(texts), encoding="utf-8")
+    found = scan(path, kept=3)
+    assert (found.rows, found.n_problems, len(found.problems)) == (1000, 500, 3)
+    assert found.problems[0] == "mine.jsonl:501: id 'row-0' is used before, at mine.jsonl:1: every id must be unique"
+
+
+def test_only_the_first_faults_are_kept_in_memory(tmp_path: Path) -> None:
+    path = tmp_path / "mine.jsonl"
+    path.write_text("nonsense\n" * 5000, encoding="utf-8")
+    found = scan(path)
+    assert found.n_problems == 5000 and len(found.problems) == scanning.KEPT
+    assert found.problems[-1].startswith(f"mine.jsonl:{scanning.KEPT}: is not JSON")
+
+
+def test_a_folder_is_read_file_by_file_parquet_as_well(tmp_path: Path) -> None:
+    import pyarrow
+    import pyarrow.parquet
+
+    pyarrow.parquet.write_table(pyarrow.Table.from_pylist([SOUND, {**SOUND, "id": "b"}]), tmp_path / "a.parquet")
+    (tmp_path / "b.jsonl").write_text(json.dumps(SOUND), encoding="utf-8")
+    found = scan(tmp_path)
+    assert found.rows == 3
+    assert found.problems == ["b.jsonl:1: id 'a' is used before, at a.parquet:1: every id must be unique"]
