@@ -71,10 +71,10 @@ def test_fine_tuning_starts_with_its_weights_token_and_head(
     seen = {}
     build = run.build_trainer
 
-    def watched(config, model, renderer, data, parts, console):  # type: ignore[no-untyped-def]
+    def watched(config, model, renderer, data, parts, *more):  # type: ignore[no-untyped-def]
         seen["token"], seen["head"] = parts.token.weight.clone(), parts.head.linear.weight.clone()
         seen["mean"], seen["weights"] = parts.head.mean.clone(), model.get_input_embeddings().weight.clone()
-        return build(config, model, renderer, data, parts, console)
+        return build(config, model, renderer, data, parts, *more)
 
     monkeypatch.setattr(run, "build_trainer", watched)
     argv = [*overrides, f"model.path={pretrained}", f"run_dir={tmp_path / 'tuned'}"]
