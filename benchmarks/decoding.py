@@ -2,8 +2,9 @@
 
     python -m benchmarks.decoding model=outputs/llama_lora/export [batch=1,8,32] [prompt=64,512] [new=128] [repeats=10]
 
-prints a table and writes `run_dir/decoding.json` (every median and spread) and `decoding.png`. Repetitions are
-interleaved: each round runs every system once, in an order of its own, and ratios are taken within a round. Answers
+prints a table and writes `run_dir/decoding.json` (every median and spread) and `decoding.png`. A grid may be run in
+parts: cases that the file already holds, of the same model and machine, are kept and not run again. Repetitions
+are interleaved: each round runs every system once, in an order of its own, and ratios are taken within a round. Answers
 never end before `new` tokens. `benign` requests are answered with thresholds off, so that every window is evaluated;
 `attacked` ones are refused from the start (θ_query below every logit). `model=random:HIDDENxLAYERS` measures a random
 Llama of that size, for devices on which a small model would say little.
@@ -91,6 +92,8 @@ class Measured:
         first = [one.first / other.first for one, other in zip(self.rounds, plain.rounds, strict=True)]
         rates = sorted(case.batch / step for one in self.rounds for step in one.steps)
         return {
+            "new_tokens": case.new,
+            "rounds": len(self.rounds),
             "ratio": statistics.median(slow),
             "ratio_low": quantile(slow, 0.25),
             "ratio_high": quantile(slow, 0.75),
@@ -113,15 +116,27 @@ def main(arguments: Sequence[str]) -> None:
     given = DEFAULTS | {"run_dir": "outputs/decoding"} | dict(item.split("=", 1) for item in arguments)
     model = load_subject(given["model"])
     console, folder = Console(), Path(given["run_dir"])
-    report: dict[str, Any] = {"machine": machine(), "python": platform.python_version(), "cases": {}}
-    report |= {"model": given["model"], "dtype": str(model.hf.dtype), "repeats": int(given["repeats"])}
+    subject = {"machine": machine(), "python": platform.python_version()}
+    subject |= {"model": given["model"], "dtype": str(model.hf.dtype), "threads": torch.get_num_threads()}
+    report = {**subject, "cases": known_cases(folder / "decoding.json", subject)}
     for case in grid(given):
+        if case.name in report["cases"]:
+            continue
         measured = measure(model, case, int(given["repeats"]))
         report["cases"][case.name] = {n: m.figures(case, measured[PLAIN]) for n, m in measured.items()}
         show(case, report["cases"][case.name], console)
         write_text(folder / "decoding.json", json.dumps(report, indent=2) + "\n")
         draw(report, folder / "decoding.png")
     console.print(f"written: {folder / 'decoding.json'}, decoding.png", highlight=False)
+
+
+def known_cases(path: Path, subject: dict[str, Any]) -> dict[str, Any]:
+    """Cases measured before on the same model and machine; none where the file is of another or not there."""
+    if not path.is_file():
+        return {}
+    report = json.loads(path.read_text(encoding="utf-8"))
+    same = all(report.get(key) == value for key, value in subject.items())
+    return dict(report["cases"]) if same else {}
 
 
 def grid(given: dict[str, str]) -> list[Case]:
