@@ -31,8 +31,10 @@ def main(config: TrainConfig) -> None:
 
 
 def _run(config: TrainConfig, console: Console) -> None:
+    from safealign.training.quiet import quiet
     from safealign.training.tracking import tracked
 
+    quiet()
     started = time.monotonic()
     job = _pretrain if config.objective.name == "pretraining" else _tune
     with tracked(config, console) as tracker:
