@@ -26,7 +26,12 @@ THETAS = ("theta_query", "theta_window", "theta_prefix")
 def config_problems(config: TrainConfig) -> list[str]:
     """Every combination of settings that a run would fail or be meaningless with, one line each."""
     if config.objective.name == "pretraining":
-        return [*_head_problems(config), *_decoding_problems(config), *_document_problems(config)]
+        return [
+            *_head_problems(config),
+            *_adapter_problems(config),
+            *_decoding_problems(config),
+            *_document_problems(config),
+        ]
     return [
         *_head_problems(config),
         *_adapter_problems(config),

@@ -225,6 +225,7 @@ def _sft_trainer(
         **shared,
     )
     trainer.set_safety(parts, objective)
+    trainer.categories = {index: example.category for index, example in enumerate(everything)}
     return trainer
 
 
