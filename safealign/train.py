@@ -40,7 +40,7 @@ def _run(config: TrainConfig, console: Console) -> None:
     with tracked(config, console) as tracker:
         ending = job(config, console, tracker)
     minutes = (time.monotonic() - started) / 60
-    console.print(f"\n[bold]done[/] in {minutes:.1f} min. {ending}", highlight=False)
+    console.print(f"\n[bold]done[/] in {minutes:.1f} min. {ending}", highlight=False, soft_wrap=True)
 
 
 def _tune(config: TrainConfig, console: Console, tracker: Tracker) -> str:

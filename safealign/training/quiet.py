@@ -5,9 +5,13 @@ from __future__ import annotations
 import warnings
 
 import datasets
+from transformers.utils import logging
 
 
 def quiet() -> None:
-    """No progress bars of `datasets`, and none of TRL's questions to transformers by a property's old name."""
+    """No progress bars of `datasets` and of transformers' files, and no word on a property that TRL asks for by its old
+    name.
+    """
     datasets.disable_progress_bars()
+    logging.disable_progress_bar()
     warnings.filterwarnings("ignore", message="`is_gradient_checkpointing` is deprecated", category=FutureWarning)
