@@ -126,7 +126,7 @@ def _streamed(stream: DocumentStream, seed: int) -> IterableDataset:
 
 
 def _held_documents(stream: DocumentStream) -> Iterator[Document]:
-    """The documents of validation; of a stream, those among as many as should hold that number."""
+    """The documents of validation; a stream is read until there are as many as wanted, or it ends."""
     wanted, fraction = stream.config.data.documents.validation, stream.config.data.val_fraction
     if not wanted or not fraction:
         return iter(())
