@@ -195,7 +195,7 @@ class EvaluationJob:
     def _notes(self, summary: Summary, prompts: Prompts) -> None:
         summary.notes.append(judge_note(self.offline))
         if not self.systems[1].guarded:
-            summary.notes.append(f"{self.systems[1].name} answers without a verdict: no rule steps in, no gate is open.")
+            summary.notes.append(f"{self.systems[1].name} answers without a verdict: no rule, no gate.")
         elif prompts.harmful and prompts.benign:
             effect = gate_effect(self.systems[1].model, prompts.harmful[:_GATED], prompts.benign[:_GATED])
             summary.notes.append(
