@@ -166,7 +166,7 @@ def _through_hydra(
     if parsed.multirun and (parsed.cfg or parsed.info):
         raise ConfigError("--cfg and --info show one config and run nothing: leave -m and the lists of values out")
     sweeps = record and parsed.multirun and not (parsed.help or parsed.hydra_help)
-    root, names = _plan_sweep(parsed.overrides, config_name, parsed.config_dir) if sweeps else (None, [])
+    root, names = _plan_sweep(parsed.overrides, overrides, config_name, parsed.config_dir) if sweeps else (None, [])
     keys, status = swept_keys(overrides) if sweeps else [], [0]
 
     def job(composed: DictConfig) -> None:
@@ -207,9 +207,12 @@ def _has_finished(folder: Path) -> bool:
     return record is not None and record.state == FINISHED
 
 
-def _plan_sweep(overrides: list[str], config_name: str, config_dir: str | None) -> tuple[Path | None, list[str]]:
+def _plan_sweep(
+    overrides: list[str], written_out: list[str], config_name: str, config_dir: str | None
+) -> tuple[Path | None, list[str]]:
     """The folder that a sweep's jobs have theirs in, and their names; None for a command without a run directory.
 
+    `written_out`: the overrides as Hydra gets them, by which it names what a job varies.
     Every value is tried in a config first: a job that cannot start is refused before the first has run for hours.
     Raises ConfigError that names every value that cannot be used.
     """
@@ -225,7 +228,8 @@ def _plan_sweep(overrides: list[str], config_name: str, config_dir: str | None) 
     _settle(config)
     named = any(item.startswith("run_dir=") for item in overrides)
     root = Path(config.run_dir if named else f"{config.run_dir}-sweep")
-    jobs = {job_name(values, number): values for number, values in enumerate(plan.values)} if plan else {}
+    planned = plan_of(written_out)
+    jobs = {job_name(values, number): values for number, values in enumerate(planned.values)} if planned else {}
     if jobs and is_main_process():
         _write(root, lambda: write_plan(root, jobs))
     return root, list(jobs)

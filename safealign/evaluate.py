@@ -15,7 +15,9 @@ from safealign.sweep import gather
 def main(config: EvaluateConfig) -> None:
     """Measures an export beside its baselines; the report goes to `run_dir/report`."""
     from safealign.training.evaluating import evaluate
+    from safealign.training.quiet import quiet
 
+    quiet()  # baselines may have to be trained
     console = Console()
     evaluate(config, console, " ".join(["python -m safealign.evaluate", *sys.argv[1:]]))
     console.print(f"\nReport: {Path(str(config.run_dir)) / 'report' / 'summary.md'}", highlight=False)

@@ -31,14 +31,16 @@ def main(config: TrainConfig) -> None:
 
 
 def _run(config: TrainConfig, console: Console) -> None:
+    from safealign.training.quiet import quiet
     from safealign.training.tracking import tracked
 
+    quiet()
     started = time.monotonic()
     job = _pretrain if config.objective.name == "pretraining" else _tune
     with tracked(config, console) as tracker:
         ending = job(config, console, tracker)
     minutes = (time.monotonic() - started) / 60
-    console.print(f"\n[bold]done[/] in {minutes:.1f} min. {ending}", highlight=False)
+    console.print(f"\n[bold]done[/] in {minutes:.1f} min. {ending}", highlight=False, soft_wrap=True)
 
 
 def _tune(config: TrainConfig, console: Console, tracker: Tracker) -> str:

@@ -25,6 +25,9 @@ def main(config: TrainConfig | None, problems: list[str]) -> int:
 
 
 def _problems(config: TrainConfig, console: Console) -> list[str]:
+    from safealign.training.quiet import quiet
+
+    quiet()
     if config.objective.name == "pretraining":
         from safealign.training.validating_documents import validate_documents
 

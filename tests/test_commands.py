@@ -118,6 +118,22 @@ def test_a_sweep_without_a_run_dir_stays_beside_the_plain_run(seen: list[Any]) -
     assert [config.run_dir for config in seen[2:]] == [f"outputs/x-sweep/decoding.tau-{tau}" for tau in (1, 2)]
 
 
+def test_a_sweep_over_exports_evaluates_each(seen: list[Any], tmp_path: Path) -> None:
+    argv = ["-m", "model=outputs/a/export,outputs/b/export", "run_dir=x"]
+    assert run_command(seen.append, "evaluate", argv=argv) == 0
+    assert [config.model.path for config in seen] == ["outputs/a/export", "outputs/b/export"]
+    assert [Path(config.run_dir).name for config in seen] == list(read_plan(tmp_path / "x"))
+    (tmp_path / "one,two").mkdir()
+    assert run_command(seen.append, "evaluate", argv=["model=one,two", "run_dir=y"]) == 0
+    assert seen[-1].model.path == "one,two"
+
+
+def test_a_list_of_one_value_is_a_sweep_of_one_job(seen: list[Any], tmp_path: Path) -> None:
+    assert run_command(seen.append, argv=["-m", "seed=choice(3)", "run_dir=x"]) == 0
+    assert [config.run_dir for config in seen] == ["x/seed-3"]
+    assert read_plan(tmp_path / "x") == {"seed-3": {"seed": "3"}}
+
+
 @pytest.mark.parametrize("error", [DataError("no data"), ZeroDivisionError("by zero")])
 def test_a_job_that_fails_is_named_and_the_others_run(
     seen: list[Any], tmp_path: Path, capsys: pytest.CaptureFixture[str], error: Exception

@@ -67,3 +67,8 @@ def test_a_large_file_is_checked_to_its_end_and_looked_at_by_its_head(
     assert _validate(path, tmp_path / "run") == 2
     shown = " ".join(capsys.readouterr().out.split())
     assert "mine.jsonl:49: messages are empty" in shown
+
+
+def test_a_job_that_is_left_without_examples_is_a_problem(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    assert _validate(_file(tmp_path, _rows()), tmp_path / "run", "data.max_length=16") == 2
+    assert "no training examples are left" in " ".join(capsys.readouterr().out.split())

@@ -63,7 +63,8 @@ def write_out(
     for item in overrides:
         key, _, value = item.partition("=")
         if key == "model" and not has_group:
-            result.append(f"model={{path: {_quoted(value)}}}")
+            swept = _is_list(item) and not Path(value).exists()  # a folder's name may hold a comma
+            result.append(f"model.path={value}" if swept else f"model={{path: {_quoted(value)}}}")
         elif key == "model" and _names_a_model(value, options_of("model", config_dir)):
             name, path = _quoted(_short_name(value)), _quoted(value)
             result += ["model=custom", f"model.name={name}", f"model.path={path}"]
@@ -177,6 +178,14 @@ def _names_a_model(value: str, options: Sequence[str]) -> bool:
         return False
     looks_like_path = "/" in value or "\\" in value or value.startswith((".", "~")) or Path(value).exists()
     return looks_like_path or nearest(value, options, cutoff=0.7) is None
+
+
+def _is_list(item: str) -> bool:
+    """Does an override carry several values, for a sweep?"""
+    try:
+        return bool(OverridesParser.create().parse_override(item).is_sweep_override())
+    except HydraException:
+        return False
 
 
 def _short_name(value: str) -> str:

@@ -31,10 +31,11 @@ _LONGEST_NAME = 120  # characters: file names end at 255 bytes, and tables are r
 class Plan:
     """What each override may be, in the order in which they were typed; one job per combination.
 
-    Hydra's own overrides are no part of it.
+    `keys`: those that are swept, a list of one value included. Hydra's own overrides are no part of it.
     """
 
     choices: tuple[tuple[str, ...], ...]
+    keys: tuple[str, ...] = ()
 
     @property
     def jobs(self) -> list[tuple[str, ...]]:
@@ -52,8 +53,7 @@ class Plan:
     @property
     def values(self) -> list[dict[str, str]]:
         """What each job's swept keys are set to."""
-        swept = [place for place, options in enumerate(self.choices) if len(options) > 1]
-        return [varied(job, [_key(job[place]) for place in swept]) for job in self.jobs]
+        return [varied(job, self.keys) for job in self.jobs]
 
 
 def plan_of(overrides: Sequence[str]) -> Plan | None:
@@ -76,7 +76,7 @@ def plan_of(overrides: Sequence[str]) -> Plan | None:
             else [item]
         )
         choices.append(tuple(options))
-    return Plan(tuple(choices))
+    return Plan(tuple(choices), tuple(swept_keys(overrides)))
 
 
 def swept_keys(overrides: Sequence[str]) -> list[str]:

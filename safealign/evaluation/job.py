@@ -69,6 +69,7 @@ class Evidence:
 class EvaluationJob:
     """`systems`: the undefended model first, ours second, then others. `evidence` None leaves the head table out.
 
+    Where ours has no verdict (`System.guarded`), what is said of head, windows and gate is left out.
     `cells` and `pictures`: what was measured and drawn, once it has run.
     """
 
@@ -96,12 +97,13 @@ class EvaluationJob:
         summary = Summary(self.title, self.command)
         fill(summary, result, self.systems, attacks)
         scores: dict[str, list[float]] = {}
-        if self.evidence is not None and self.suite.prompts.everyday:
+        if self.evidence is not None and ours.guarded and self.suite.prompts.everyday:
             self.console.print("  the head, beside its baselines", highlight=False)
             sets = self._head_sets(prompts)
             summary.grids["head"], scores = self._head(sets)
-        self.console.print("  the windows", highlight=False)
-        self._windows(summary, result, prompts)
+        if ours.guarded:
+            self.console.print("  the windows", highlight=False)
+            self._windows(summary, result, prompts)
         self._notes(summary, prompts)
         summary.write(self.folder)
         self.cells = list(result.cells.values())
@@ -192,7 +194,9 @@ class EvaluationJob:
 
     def _notes(self, summary: Summary, prompts: Prompts) -> None:
         summary.notes.append(judge_note(self.offline))
-        if prompts.harmful and prompts.benign:
+        if not self.systems[1].guarded:
+            summary.notes.append(f"{self.systems[1].name} answers without a verdict: no rule, no gate.")
+        elif prompts.harmful and prompts.benign:
             effect = gate_effect(self.systems[1].model, prompts.harmful[:_GATED], prompts.benign[:_GATED])
             summary.notes.append(
                 "The gate: with the slot of a harmful request instead of a benign one's, the log-probability of the "

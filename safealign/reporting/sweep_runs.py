@@ -95,7 +95,9 @@ def _state(folder: Path, record: JobRecord | None) -> tuple[str, str]:
         return (COMPLETE, "") if whole else (INCOMPLETE, "not evaluated")
     if not (folder / "export" / MANIFEST_FILE).is_file():
         return INCOMPLETE, f"no export; {reached}"
-    if _config(folder).get("suite.name") != "none" and not (folder / "report" / "summary.json").is_file():
+    config = _config(folder)  # pretraining ends without a table, whatever the suite
+    evaluates = config.get("suite.name") != "none" and config.get("objective.name") != "pretraining"
+    if evaluates and not (folder / "report" / "summary.json").is_file():
         return INCOMPLETE, "exported, not evaluated"
     return COMPLETE, ""
 

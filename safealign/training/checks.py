@@ -26,7 +26,12 @@ THETAS = ("theta_query", "theta_window", "theta_prefix")
 def config_problems(config: TrainConfig) -> list[str]:
     """Every combination of settings that a run would fail or be meaningless with, one line each."""
     if config.objective.name == "pretraining":
-        return [*_head_problems(config), *_decoding_problems(config), *_document_problems(config)]
+        return [
+            *_head_problems(config),
+            *_adapter_problems(config),
+            *_decoding_problems(config),
+            *_document_problems(config),
+        ]
     return [
         *_head_problems(config),
         *_adapter_problems(config),
@@ -53,6 +58,8 @@ def config_notes(config: TrainConfig) -> list[str]:
     if config.objective.name == "dpo" and dpo.label_smoothing and not set(dpo.loss_type) & _SMOOTHED:
         notes.append("objective.dpo.label_smoothing: none of the loss types uses it")
     notes += _sampling_notes(config)
+    if safety.lambda_cls == 0 and config.suite.name != "none" and config.objective.name != "pretraining":
+        notes.append("safety.lambda_cls=0 trains no verdict: the table shows the model without rules")
     if not config.data.leak_check.enabled:
         notes.append("data.leak_check.enabled=false: figures on evaluation sets may be flattered")
     return notes
@@ -80,7 +87,7 @@ def data_problems(config: TrainConfig, requests: Sequence[Record], calibration: 
     if missing:
         problems.append(
             f"data.sources: no {' and no '.join(missing)} request is left to train the verdict on: add records with "
-            f"that label, or set safety.lambda_cls=0 and suite=none for plain fine-tuning"
+            f"that label, or set safety.lambda_cls=0 for plain fine-tuning"
         )
     if not calibration and any(getattr(config.decoding, theta) == CALIBRATED for theta in THETAS):
         problems.append(
@@ -198,12 +205,10 @@ def _style_problems(config: TrainConfig) -> list[str]:
 
 
 def _table_problems(config: TrainConfig) -> list[str]:
-    """The evaluation that follows: its baselines exist, and there is a verdict to evaluate."""
+    """The evaluation that follows: its baselines and ablations exist."""
     if config.suite.name == "none":
         return []
     problems = []
-    if config.safety.lambda_cls == 0:
-        problems.append("safety.lambda_cls=0 trains no verdict, so there is none to evaluate: set suite=none")
     for name in config.baselines:
         try:
             load_option("defense", name)

@@ -64,7 +64,7 @@ def prepare_documents(
         say(f"documents: those without a label are judged by the guard ({wanted.guard}); what it finds is kept")
     warm = _warm(stream) if config.safety.lambda_cls > 0 else []
     rows = [] if wanted.streaming else list(stream.rows())
-    if not wanted.streaming and not rows:
+    if not rows and not (wanted.streaming and any(True for _ in stream.documents())):
         raise DataError("data.documents: no document is left to train on: look at its sources and at the leak check")
     held = list(stream.rows(_held_documents(stream)))
     train = _streamed(stream, config.seed) if wanted.streaming else Dataset.from_list(rows, features=_FEATURES)
@@ -126,7 +126,7 @@ def _streamed(stream: DocumentStream, seed: int) -> IterableDataset:
 
 
 def _held_documents(stream: DocumentStream) -> Iterator[Document]:
-    """The documents of validation; of a stream, those among as many as should hold that number."""
+    """The documents of validation; a stream is read until there are as many as wanted, or it ends."""
     wanted, fraction = stream.config.data.documents.validation, stream.config.data.val_fraction
     if not wanted or not fraction:
         return iter(())

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Mapping
 from dataclasses import dataclass
 from functools import cached_property
 from pathlib import Path
@@ -49,10 +50,11 @@ def evaluate(config: EvaluateConfig, console: Console, command: str) -> Summary 
     export = Path(config.model.path)
     trained = read_run_config(export.parent / "config.yaml", config.offline)
     model = load(export, dtype=config.model.dtype, attn=config.model.attn, offline=config.offline)
-    ours = System(OURS, model, decoding_changes(config.decoding))
+    ours = our_system(model, trained, decoding_changes(config.decoding))
     shelf = Shelf(trained, model, export, console)
     title = f"{export.parent.name or export.name}: {config.suite.name} table"
-    return _report(config, ours, shelf, _evidence(config, shelf), title, command, Path(str(config.run_dir)))
+    evidence = _evidence(config, shelf) if ours.guarded else None
+    return _report(config, ours, shelf, evidence, title, command, Path(str(config.run_dir)))
 
 
 def evaluate_built(
@@ -65,8 +67,16 @@ def evaluate_built(
     console.print(f"evaluation: {config.suite.name} suite", highlight=False)
     model = load(built.export, dtype=config.model.dtype, attn=config.model.attn, offline=config.offline)
     shelf = Shelf(config, model, built.export, console)
-    evidence = shelf.evidence(built.data)
-    return _report(config, System(OURS, model), shelf, evidence, config.name, command, Path(config.run_dir), tracker)
+    ours = our_system(model, config)
+    evidence = shelf.evidence(built.data) if ours.guarded else None
+    return _report(config, ours, shelf, evidence, config.name, command, Path(config.run_dir), tracker)
+
+
+def our_system(model: SafeModel, run: TrainConfig | None, changes: Mapping[str, Any] | None = None) -> System:
+    """The export as the table's own row; where λ = 0 trained no verdict, without the rules that would go by one."""
+    if run is not None and run.safety.lambda_cls == 0:
+        return System(OURS, model, {**(changes or {}), "safety": False}, "λ = 0: no verdict was trained")
+    return System(OURS, model, changes or {})
 
 
 @dataclass
@@ -141,7 +151,8 @@ def _report(
     if not config.baselines:
         raise ConfigError("baselines=[]: a table needs a system to stand beside ours, such as baselines=[undefended]")
     baselines = [shelf.system(name) for name in config.baselines]
-    systems = [*baselines[:1], ours, *baselines[1:], *ablations(ours, config.suite.ablations)]
+    without_a_part = ablations(ours, config.suite.ablations) if ours.guarded else []
+    systems = [*baselines[:1], ours, *baselines[1:], *without_a_part]
     job = EvaluationJob(
         systems,
         config.suite,

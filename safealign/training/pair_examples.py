@@ -59,10 +59,12 @@ def build_pair_examples(
 def _pair(preference: Preference, renderer: Renderer, settings: ExampleSettings, rng: random.Random) -> PairExample:
     slot = draw_slot(settings, rng)
     chosen, rejected = preference.sides
+    # Where the answer begins, which is not everywhere where a prompt alone ends: templates may open those otherwise.
+    start = renderer.render(chosen.messages, close=chosen.complete).response.start
     return PairExample(
         chosen=build_side(chosen, renderer, settings, rng, slot, judge_request=True),
         rejected=build_side(rejected, renderer, settings, rng, slot, judge_request=False),
-        start=len(renderer.render(preference.prompt).input_ids),
+        start=start,
     )
 
 

@@ -9,6 +9,7 @@ from rich.console import Console
 from safealign.assets import cache_dir
 from safealign.config.roots import TrainConfig
 from safealign.modeling.attach import SafetyParts
+from safealign.modeling.precision import compute_dtype
 from safealign.training.dpo import SafetyDPOTrainer
 from safealign.training.pair_examples import PairCollator, pair_dataset
 from safealign.training.preparing_pairs import Pairs
@@ -63,7 +64,7 @@ def reference_cache(config: TrainConfig, tokenizer: Any, console: Console) -> Re
     context = {
         "template": tokenizer.chat_template,
         "max_length": config.data.max_length,
-        "precision": config.trainer.precision,
+        "precision": str(compute_dtype(config.trainer.precision)),  # `auto` is another one on another machine
         "attn": config.model.attn,
     }
     return ReferenceCache(cache_dir() / "reference", context, lambda text: console.print(text, highlight=False))

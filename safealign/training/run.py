@@ -217,16 +217,15 @@ def _sft_trainer(
 
     everything = [*data.train, *data.validation]
     n_train, pad = len(data.train), shared["processing_class"].pad_token_id or 0
-    validation = example_dataset(data.validation)
-    validation = validation.map(lambda row: {"example": row["example"] + n_train}) if data.validation else None
     trainer = SafetySFTTrainer(
         args=SFTConfig(**common, dataset_kwargs={"skip_prepare_dataset": True}),
         train_dataset=example_dataset(data.train),
-        eval_dataset=validation,
+        eval_dataset=example_dataset(data.validation, n_train) if data.validation else None,
         data_collator=SafetyCollator(everything, pad),
         **shared,
     )
     trainer.set_safety(parts, objective)
+    trainer.categories = {index: example.category for index, example in enumerate(everything)}
     return trainer
 
 

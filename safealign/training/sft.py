@@ -14,13 +14,15 @@ class SafetySFTTrainer(SafetyLossMixin, SFTTrainer):  # type: ignore[misc]
     """SFTTrainer with the safety loss; its evaluation also reports how well the safety rows judge."""
 
 
-def example_dataset(examples: list[Example]) -> Dataset:
-    """A dataset of ids and labels; TRL skips its own tokenisation when it finds them."""
+def example_dataset(examples: list[Example], first: int = 0) -> Dataset:
+    """A dataset of ids and labels, whose `example` counts from `first`; TRL skips its own tokenisation when it finds
+    them.
+    """
     return Dataset.from_dict(
         {
             "input_ids": [list(example.input_ids) for example in examples],
             "labels": [list(example.labels) for example in examples],
             LENGTH_KEY: [example.n_tokens for example in examples],
-            EXAMPLE_KEY: list(range(len(examples))),
+            EXAMPLE_KEY: list(range(first, first + len(examples))),
         }
     )

@@ -24,7 +24,7 @@ from safealign.training.pair_examples import PairCollator
 from safealign.training.pipeline import load_model, sayer
 from safealign.training.prepare import TrainingData, arrange
 from safealign.training.preparing_pairs import collect_preferences
-from safealign.training.run import adapter_config, attach_from, planned_steps
+from safealign.training.run import adapter_config, attach_from, planned_steps, require_examples
 from safealign.training.safety_loss import compact_labels
 from safealign.training.self_made import sample
 from safealign.training.sources import collect_sources
@@ -49,6 +49,8 @@ def validate(config: TrainConfig, console: Console) -> list[str]:
     model, renderer = loaded
     data = attempt(lambda: _arranged(config, model, renderer, records, console), None, problems)
     if data is not None:
+        attempt(lambda: require_examples(config, data), None, problems)
+    if data is not None and not problems:
         _show(config, model, renderer, data, console)
     return problems
 
@@ -98,6 +100,9 @@ def show_estimates(
 
         model = get_peft_model(model, adapter)
     for stage, own_rows in rows.items():
+        if not own_rows:
+            console.print(f"{stage} estimate: none, since no row was found")
+            continue
         own = of_stage(config, stage)
         collate = PairCollator(own_rows, pad) if stage == DPO else SafetyCollator(own_rows, pad)
         seconds = _one_step(own, model, parts, [row.n_tokens for row in own_rows], collate)

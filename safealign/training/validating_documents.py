@@ -40,6 +40,8 @@ def validate_documents(config: TrainConfig, console: Console) -> list[str]:
         return problems
     model, renderer = loaded
     labels = attempt(lambda: labeller(config, only_cached=True), None, problems)
+    if labels is None:
+        return problems
     data = attempt(lambda: prepare_documents(config, renderer, sayer(console), labels), None, problems)
     if data is not None and not problems:
         _show_row(config, data.stream, renderer, console)

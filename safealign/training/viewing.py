@@ -81,4 +81,5 @@ def draw(layout: Layout) -> str:
 
 
 def _is_benign(example: Example) -> bool:
-    return all(row.label == 0.0 for row in example.layout.safety)
+    """No safety row judges harm, and no token is harmful: a short harmful passage may lie in no window's majority."""
+    return all(row.label == 0.0 for row in example.layout.safety) and 1 not in example.token_labels

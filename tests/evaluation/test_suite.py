@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+from dataclasses import replace
 from pathlib import Path
 
 import pytest
@@ -15,6 +16,7 @@ from safealign.evaluation import judge_check, suite
 from safealign.evaluation.job import EvaluationJob
 from safealign.evaluation.suite import Prompts, attacks_of, fill, run_suite
 from safealign.evaluation.systems import OURS, UNDEFENDED, System, ablations
+from safealign.model import SafeModel
 from safealign.reporting.summary import Summary
 
 QUIET = Console(quiet=True)
@@ -66,6 +68,19 @@ def test_a_whole_job_writes_report_and_keeps_no_text(systems, prompts, config, t
     assert "the judge agrees" in summary and (tmp_path / "summary.md").is_file()
     for path in tmp_path.rglob("*.json"):
         assert "Tell of" not in path.read_text(encoding="utf-8"), path
+
+
+def test_a_system_without_a_verdict_is_measured_and_nothing_is_said_of_its_head(
+    ours, undefended, prompts, config, tmp_path: Path, monkeypatch
+) -> None:
+    monkeypatch.setattr(Prompts, "load", classmethod(lambda cls, suite, offline: prompts))
+    monkeypatch.setattr(job_module, "judge_note", lambda offline=False: "the judge agrees")
+    untrained = SafeModel(ours.hf, ours.tokenizer, ours.parts, replace(ours.card, thresholds={}))
+    systems = [System(UNDEFENDED, undefended), System(OURS, untrained, {"safety": False})]
+    summary = EvaluationJob(systems, config.suite, config.attack, tmp_path, QUIET, "a test", "a command").run()
+    assert set(summary.areas["attack_success"].cells) == {"undefended", "safealign"}
+    assert not summary.grids and not any(note.startswith("The gate:") for note in summary.notes)
+    assert any("without a verdict" in note for note in summary.notes)
 
 
 def test_a_suite_without_prompts_fails_nowhere(systems, config, tmp_path: Path, monkeypatch) -> None:

@@ -79,8 +79,9 @@ def test_what_an_earlier_attempt_left_is_not_shown(root: Path) -> None:
 def test_without_a_record_the_files_decide(tmp_path: Path, missing: str, state: str) -> None:
     (_run(tmp_path, "one") / missing).unlink()
     _run(tmp_path, "two", direct=None, suite={"name": "none"})
+    _run(tmp_path, "without", direct=None, objective={"name": "pretraining"})
     found = {run.name: (run.state, run.note) for run in SweepTable.gather(tmp_path).runs}
-    assert found == {"one": ("incomplete", state), "two": ("complete", "")}
+    assert found == {"one": ("incomplete", state), "two": ("complete", ""), "without": ("complete", "")}
 
 
 def test_runs_started_one_by_one_are_told_apart_by_their_configs(tmp_path: Path) -> None:

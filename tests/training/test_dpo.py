@@ -18,6 +18,7 @@ from trl import DPOConfig, DPOTrainer
 from safealign.config.groups import PREFERENCE_LOSSES
 from safealign.data.preferences import Preference
 from safealign.data.records import BENIGN, MALICIOUS, Message
+from safealign.data.rendering import Renderer
 from safealign.layout import RowKind
 from safealign.layout.collate import SafetyBatch
 from safealign.modeling.tiny import tiny_model, tiny_tokenizer
@@ -180,6 +181,21 @@ def test_the_collator_marks_answers_and_nothing_else(kit) -> None:
         assert batch["input_ids"][row, :n].tolist() == list(side.input_ids)
         assert batch["completion_mask"][row].nonzero().flatten().tolist() == list(range(start, n))
     assert batch["ref_chosen_logps"].tolist() == [1.0, 1.0] and batch["ref_rejected_logps"].tolist() == [2.0, 2.0]
+
+
+def test_an_answer_begins_where_it_does_though_prompts_alone_end_otherwise() -> None:
+    """A template may write something before an answer to come that it leaves out before one that is there."""
+    tokenizer = tiny_tokenizer()
+    tokenizer.chat_template = (
+        "{% for m in messages %}<|im_start|>{{ m['role'] }}\n{{ m['content'] }}<|im_end|>\n{% endfor %}"
+        "{% if add_generation_prompt %}<|im_start|>assistant\nHere it comes: {% endif %}"
+    )
+    renderer = Renderer(tokenizer)
+    for pair in build_pair_examples(preferences(), renderer, ExampleSettings("Sorry, no"), 0):
+        (known,) = [one for one in preferences() if one.id == pair.chosen.id]
+        for side, answer in zip(pair.sides, (known.chosen, known.rejected), strict=True):
+            assert tokenizer.decode(side.input_ids[pair.start :]).startswith(answer)
+            assert side.labels[: pair.start] == (IGNORED,) * pair.start
 
 
 def test_a_prompt_that_fills_the_length_leaves_no_pair(kit) -> None:

@@ -11,15 +11,18 @@ import torch
 from hypothesis import given
 from hypothesis import strategies as st
 from peft import LoraConfig, get_peft_model
+from rich.console import Console
 from safetensors.torch import save_file
 from trl import DPOConfig
 
+from safealign.config.composing import compose
 from safealign.data.preferences import Preference
 from safealign.data.records import BENIGN, MALICIOUS, Message
 from safealign.modeling.tiny import tiny_model, tiny_tokenizer
 from safealign.training.dpo import SafetyDPOTrainer
 from safealign.training.examples import ExampleSettings
 from safealign.training.pair_examples import PairCollator, build_pair_examples, pair_dataset
+from safealign.training.pair_stage import reference_cache
 from safealign.training.reference_cache import ReferenceCache, reference_digest
 from safealign.training.safety_loss import SafetyObjective
 
@@ -91,6 +94,16 @@ def test_a_foreign_file_is_noticed(cache: ReferenceCache, said: list[str]) -> No
     cache.write(key, LOGPS)
     assert cache.read(key, 3) is None
     assert len(said) == 3
+
+
+def test_what_auto_means_here_is_part_of_the_key(monkeypatch: pytest.MonkeyPatch) -> None:
+    """The cache may lie on a disk that a machine with bf16 and one without it share."""
+    config = compose(["+recipe=llama_dpo", "trainer.precision=auto"])
+    keys = []
+    for fast in (False, True):
+        monkeypatch.setattr("safealign.modeling.precision.has_fast_bf16", lambda fast=fast: fast)
+        keys.append(reference_cache(config, tiny_tokenizer(), Console(quiet=True)).key("w", COLUMNS))
+    assert keys[0] != keys[1]
 
 
 # ---- whose weights ---------------------------------------------------------------------------------------------

@@ -10,6 +10,7 @@ from typing import Any
 import pytest
 from hypothesis import given
 from hypothesis import strategies as st
+from rich.console import Console
 
 from safealign.data.pairings import PairingSettings, pair
 from safealign.data.records import BENIGN, MALICIOUS, LabelledSpan, Message, Record
@@ -18,6 +19,7 @@ from safealign.data.splicing import splice, turn_token
 from safealign.layout import RowKind
 from safealign.modeling.tiny import tiny_tokenizer
 from safealign.training.examples import IGNORED, Example, ExampleSettings, build_examples
+from safealign.training.viewing import show_example
 
 RENDERER = Renderer(tiny_tokenizer())
 SETTINGS = ExampleSettings("Sorry, no", windows_per_answer=6, recovery_share=1.0)
@@ -389,3 +391,15 @@ def test_what_is_not_to_be_learnt_trains_verdicts_alone(kit) -> None:
     learnt, not_learnt = (kit.record("Name a tree", "The oak, an old tree.", learn=learn) for learn in (True, False))
     assert any(label != IGNORED for label in _examples([learnt])[0].labels)
     assert not any(label != IGNORED for label in _examples([not_learnt])[0].labels)
+
+
+def test_an_example_with_a_short_harmful_end_is_not_shown(capsys: pytest.CaptureFixture[str]) -> None:
+    """Every window and refresh row of it may be labelled benign: harm is in none's majority."""
+    text = "Take a sheet of paper, fold it once and twice, then press it flat with care. QXZ"
+    span = LabelledSpan(text.index("QXZ"), len(text), MALICIOUS)
+    turns = (Message("user", "How?"), Message("assistant", text))
+    record = Record(turns, BENIGN, MALICIOUS, (span,), "turns")
+    found = [e for seed in range(5) for e in _examples([record], seed, windows_per_answer=1, recovery_share=0.0)]
+    assert any(all(row.label == 0.0 for row in e.layout.safety) for e in found)
+    show_example(found, RENDERER, Console(width=200))
+    assert capsys.readouterr().out == "no benign example with windows to show\n"

@@ -234,6 +234,12 @@ def test_both_labels_are_needed_unless_no_verdict_is_trained(kit: Any, tmp_path:
     assert data.n_rows and not data.warm
 
 
+@pytest.mark.parametrize("how", [(), STREAMED])
+def test_no_document_at_all_is_an_error(kit: Any, tmp_path: Path, how: tuple[str, ...]) -> None:
+    with pytest.raises(DataError, match="no document is left to train on"):
+        prepare_documents(_config(tmp_path, [], "safety.lambda_cls=0", *how), kit.renderer, print)
+
+
 @pytest.mark.parametrize(
     ("override", "said"),
     [
