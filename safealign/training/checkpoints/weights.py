@@ -73,7 +73,7 @@ def gathered(model: Any) -> Iterator[None]:
     if not split:
         yield
         return
-    from deepspeed.zero import GatheredParameters
+    import deepspeed
 
-    with GatheredParameters(split, modifier_rank=0):
+    with deepspeed.zero.GatheredParameters(split, modifier_rank=0):
         yield
