@@ -42,11 +42,12 @@ from safealign.config.sweeps import (
     varied,
     write_plan,
 )
-from safealign.errors import ConfigError, RankError, SafealignError
+from safealign.errors import ConfigError, PreemptedError, RankError, SafealignError
 from safealign.files import write_text
 from safealign.ranks.world import adopt_slurm, is_main_process, read_world, world_size
 
-BROKEN, USER_ERROR, INTERRUPTED = 1, 2, 130
+# 75 is EX_TEMPFAIL of sysexits.h: nothing is wrong, run the same command again.
+BROKEN, USER_ERROR, INTERRUPTED, PREEMPTED = 1, 2, 130, 75
 
 
 def run_command(
@@ -66,7 +67,8 @@ def run_command(
     `after_sweep`: called with a sweep's folder once all of its jobs have run.
     `tolerant`: call `main(config, problems)` even when the config has mistakes; `config` may then be None.
     `many_ranks`: may be started in several processes of one job; any other command is refused there.
-    Statuses: what `main` returns (None is 0), 2 after a SafealignError, 130 after Ctrl-C.
+    Statuses: what `main` returns (None is 0), 2 after a SafealignError, 75 after a preemption (run it again), 130 after
+    Ctrl-C.
     """
     arguments = _without_launcher_flags(sys.argv[1:] if argv is None else argv)
     try:
@@ -84,6 +86,9 @@ def run_command(
         if root is not None and after_sweep is not None and is_main_process():
             after_sweep(root)
         return status
+    except PreemptedError as error:
+        Console(stderr=True, soft_wrap=True, highlight=False).print(escape(str(error)))
+        return PREEMPTED
     except SafealignError as error:
         _complain(error)
         return USER_ERROR
@@ -248,6 +253,9 @@ def _one_of_many(
 
     try:
         status = _start(main, config, config_name, True)
+    except PreemptedError:
+        end("preempted")
+        raise  # the jobs after it have no machine either
     except SafealignError as error:
         end(str(error))
         _complain(error, f"{folder.name}: ")

@@ -21,6 +21,14 @@ class CheckpointError(SafealignError):
     """A checkpoint or export that is incomplete, damaged or of another format."""
 
 
+class DivergedError(SafealignError):
+    """Training came to a loss or gradient that is no number; the weights are as they were before that step."""
+
+
+class PreemptedError(SafealignError):
+    """The scheduler took the machine away; what was done is saved, and the same command goes on from there."""
+
+
 class UnsupportedModelError(SafealignError):
     """A model that cannot express the safety token's attention mask."""
 

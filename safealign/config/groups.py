@@ -220,6 +220,11 @@ class TrainerConfig:
     eval_steps: float = positive()
     logging_steps: int = at_least(1)
     precision: str = choice("auto", "bf16", "fp32")
+    save_steps: float | None = positive()
+    keep_last: int = at_least(1)
+    keep_best: str | None
+    on_nonfinite: str = choice("stop", "skip")
+    stall_timeout: float = positive()
     gradient_checkpointing: bool
     threads: int | None = at_least(1)
 

@@ -31,6 +31,7 @@ class TrainConfig:
 
     name: str
     run_dir: str
+    resume: str
     offline: bool
     model: ModelConfig
     data: DataConfig
@@ -83,7 +84,7 @@ class ExportConfig:
     run_dir: str
     merge: bool
     offline: bool
-    step: int | None = at_least(0)
+    checkpoint: str | None
 
 
 @dataclass(kw_only=True)

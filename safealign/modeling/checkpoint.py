@@ -6,10 +6,7 @@ and a probe vector with its logit, so that a head which was not restored is noti
 
 from __future__ import annotations
 
-import hashlib
 import json
-import os
-import shutil
 from collections.abc import Mapping
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -23,7 +20,7 @@ from safealign.modeling.attach import SafetyParts
 from safealign.modeling.safety_token import HeadSettings
 
 FORMAT_VERSION = 2
-TENSORS_FILE, CARD_FILE, MANIFEST_FILE = "safety.safetensors", "safety.json", "manifest.json"
+TENSORS_FILE, CARD_FILE = "safety.safetensors", "safety.json"
 _PROBE_TOLERANCE = 1e-4
 
 
@@ -194,40 +191,3 @@ def _read_tensors(path: Path) -> dict[str, torch.Tensor]:
         raise CheckpointError(f"{path} is missing: the export is incomplete") from error
     except Exception as error:  # safetensors raises its own Rust-side class for torn files
         raise CheckpointError(f"{path} is damaged ({error}); export the run again") from error
-
-
-def write_manifest(folder: Path) -> None:
-    """Lists every file with its sha256; written last, so that a folder with a valid manifest is whole."""
-    files = sorted(p for p in folder.rglob("*") if p.is_file() and p.name != MANIFEST_FILE)
-    digests = {str(p.relative_to(folder)): sha256_of(p) for p in files}
-    (folder / MANIFEST_FILE).write_text(json.dumps({"files": digests}, indent=2) + "\n", encoding="utf-8")
-
-
-def verify_manifest(folder: Path) -> None:
-    """Raises CheckpointError naming the first file that is missing or differs from the manifest."""
-    files = _read_json(folder / MANIFEST_FILE, folder).get("files")
-    if not isinstance(files, dict) or CARD_FILE not in files:
-        raise CheckpointError(f"{folder / MANIFEST_FILE} does not list {CARD_FILE}; export the run again")
-    for name, digest in files.items():
-        path = folder / name
-        if not path.is_file():
-            raise CheckpointError(f"{folder} is incomplete: {name} is missing; export the run again")
-        if sha256_of(path) != digest:
-            raise CheckpointError(f"{path} was changed or damaged since it was written; export the run again")
-
-
-def sha256_of(path: Path) -> str:
-    """Hex sha256 of a file."""
-    with path.open("rb") as stream:
-        return hashlib.file_digest(stream, "sha256").hexdigest()
-
-
-def publish(temporary: Path, final: Path) -> None:
-    """Puts a finished folder in its place; an older one is moved aside first and removed after."""
-    write_manifest(temporary)
-    aside = final.with_name(final.name + ".old")
-    shutil.rmtree(aside, ignore_errors=True)
-    if final.exists():
-        os.replace(final, aside)
-    os.replace(temporary, final)
-    shutil.rmtree(aside, ignore_errors=True)

@@ -15,8 +15,9 @@ from safetensors.torch import save_file
 
 from safealign.errors import CheckpointError
 from safealign.modeling.attach import SafetyParts
-from safealign.modeling.checkpoint import SafetyCard, publish, save_safety
+from safealign.modeling.checkpoint import SafetyCard, save_safety
 from safealign.modeling.loading import ADAPTER_FILE, BASE_FILE, weights_digest
+from safealign.modeling.manifest import publish
 from safealign.modeling.precision import DTYPES
 from safealign.modeling.quantization import merged_twin, quantization_of
 
@@ -42,16 +43,35 @@ def export_model(
     temporary = folder.with_name(folder.name + ".tmp")
     shutil.rmtree(temporary, ignore_errors=True)
     temporary.mkdir(parents=True)
-    if hasattr(model, "peft_config") and not merge:
-        _save_adapter(temporary, model, base_name)
-    else:
-        _save_merged(temporary, model)
-    tokenizer.save_pretrained(temporary)
-    save_safety(temporary, parts, card)
+    write_model(temporary, model, tokenizer, parts, card, merge=merge, base_name=base_name)
     if extras is not None:
         extras(temporary)
     publish(temporary, folder)
     return folder
+
+
+def write_model(
+    folder: Path,
+    model: Any,
+    tokenizer: Any,
+    parts: SafetyParts,
+    card: SafetyCard,
+    *,
+    merge: bool,
+    base_name: str,
+    base_digest: str | None = None,
+) -> None:
+    """Writes an export's files into an existing folder: model or adapter, tokenizer, safety parts; no manifest.
+
+    `base_digest`: the base weights' digest, where it is known already. Raises CheckpointError for empty tensors, and
+    for safety parts that are not finite.
+    """
+    if hasattr(model, "peft_config") and not merge:
+        _save_adapter(folder, model, base_name, base_digest)
+    else:
+        _save_merged(folder, model)
+    tokenizer.save_pretrained(folder)
+    save_safety(folder, parts, card)
 
 
 @contextmanager
@@ -104,7 +124,7 @@ def _without_safety(state: dict[str, torch.Tensor]) -> dict[str, torch.Tensor]:
     return kept
 
 
-def _save_adapter(folder: Path, model: Any, base_name: str) -> None:
+def _save_adapter(folder: Path, model: Any, base_name: str, base_digest: str | None = None) -> None:
     """Saves the adapter as plain PEFT: no `modules_to_save`, so that any PEFT load of the bare LM works."""
     from peft import get_peft_model_state_dict
 
@@ -116,7 +136,7 @@ def _save_adapter(folder: Path, model: Any, base_name: str) -> None:
     config = copy.deepcopy(model.peft_config["default"])
     config.modules_to_save, config.inference_mode, config.base_model_name_or_path = None, True, base_name
     config.save_pretrained(folder)
-    base: dict[str, Any] = {"name": base_name, "weights_digest": weights_digest(model.get_base_model())}
+    base: dict[str, Any] = {"name": base_name, "weights_digest": base_digest or weights_digest(model.get_base_model())}
     if quantization := quantization_of(model):
         table = model.get_base_model().get_input_embeddings().weight
         names = {dtype: name for name, dtype in DTYPES.items()}

@@ -15,7 +15,8 @@ from safealign.data.plain_template import NAME as PLAIN
 from safealign.data.plain_template import plain_template
 from safealign.errors import CheckpointError, ConfigError
 from safealign.modeling.attach import SafetyParts, attach
-from safealign.modeling.checkpoint import SafetyCard, read_card, restore_safety, verify_manifest
+from safealign.modeling.checkpoint import CARD_FILE, SafetyCard, read_card, restore_safety
+from safealign.modeling.manifest import verify_manifest
 from safealign.modeling.precision import serving_dtype
 from safealign.modeling.quantization import Quantization, quantization_of
 from safealign.modeling.tiny import tiny_model, tiny_tokenizer, write_tiny
@@ -114,7 +115,7 @@ def load_export(
     folder = _export_folder(path, offline)
     card = read_card(folder)
     if verify:
-        verify_manifest(folder)
+        verify_manifest(folder, CARD_FILE)
     base_name = None
     if (folder / ADAPTER_FILE).exists():
         base_name = str(json.loads((folder / BASE_FILE).read_text(encoding="utf-8"))["name"])

@@ -14,7 +14,7 @@ from yaml import YAMLError
 
 from safealign.config.sweeps import FAILED, JOB_FILE, RUNNING, JobRecord, read_plan
 from safealign.errors import DataError
-from safealign.modeling.checkpoint import MANIFEST_FILE
+from safealign.modeling.manifest import MANIFEST_FILE
 from safealign.reporting.cells import Cell
 from safealign.reporting.summary import AREAS, Measure, Summary
 

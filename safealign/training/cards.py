@@ -11,8 +11,9 @@ from safealign.assets import asset_note, registry
 from safealign.config.overrides import options_of
 from safealign.data.readers import READERS
 from safealign.data.records import SAMPLED
-from safealign.modeling.checkpoint import SafetyCard, write_manifest
+from safealign.modeling.checkpoint import SafetyCard
 from safealign.modeling.loading import ADAPTER_FILE
+from safealign.modeling.manifest import write_manifest
 from safealign.reporting.model_card import CardFacts, write_model_card
 from safealign.reporting.summary import Summary
 

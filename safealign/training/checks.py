@@ -41,6 +41,7 @@ def config_problems(config: TrainConfig) -> list[str]:
         *_preference_problems(config),
         *_table_problems(config),
         *_rank_problems(config),
+        *_trainer_problems(config),
     ]
 
 
@@ -202,6 +203,19 @@ def _style_problems(config: TrainConfig) -> list[str]:
         for style in config.data.mix.styles or ()
         if style not in STYLES
     ]
+
+
+def _trainer_problems(config: TrainConfig) -> list[str]:
+    trainer, problems = config.trainer, []
+    if trainer.on_nonfinite == "skip" and config.deepspeed.config is not None:
+        problems.append(
+            "trainer.on_nonfinite=skip: DeepSpeed steps before anyone can look at the gradient; leave it at stop"
+        )
+    if trainer.save_steps is not None and trainer.save_steps > 1 and trainer.save_steps != int(trainer.save_steps):
+        problems.append(f"trainer.save_steps={trainer.save_steps}: a share below 1, or a whole number of steps")
+    if trainer.keep_best is not None and not config.data.val_fraction:
+        problems.append("trainer.keep_best: nothing is evaluated while training with data.val_fraction=0")
+    return problems
 
 
 def _table_problems(config: TrainConfig) -> list[str]:

@@ -17,7 +17,10 @@ from trl import DPOTrainer
 from safealign.layout.collate import SafetyBatch
 from safealign.modeling.attach import Capture, RowPlan, SafetyParts
 from safealign.modeling.features import plan_for
+from safealign.training.checkpoints.saving import CheckpointMixin
 from safealign.training.collator import LENGTH_KEY
+from safealign.training.health import HealthMixin
+from safealign.training.order import OrderMixin
 from safealign.training.pair_examples import REFERENCE_KEYS
 from safealign.training.reference_cache import ReferenceCache, reference_digest
 from safealign.training.safety_loss import SafetyLossMixin, SafetyObjective, compact_labels
@@ -57,7 +60,7 @@ def text_plan(batch: SafetyBatch, compact: torch.Tensor) -> RowPlan:
     return RowPlan(0, batch.mask[..., :n, :n], batch.position_ids[:, :n], compact, capture=False)
 
 
-class SafetyDPOTrainer(SafetyLossMixin, DPOTrainer):  # type: ignore[misc]
+class SafetyDPOTrainer(SafetyLossMixin, HealthMixin, CheckpointMixin, OrderMixin, DPOTrainer):  # type: ignore[misc]
     """DPOTrainer on pairs with safety rows; needs `precompute_ref_log_probs=True` in its arguments.
 
     `sft_weight` is μ. `cache` keeps the reference's log-probabilities from one run to the next; None computes them.

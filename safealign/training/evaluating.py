@@ -25,8 +25,8 @@ from safealign.evaluation.systems import OURS, System, ablations
 from safealign.files import write_text
 from safealign.model import SafeModel, load
 from safealign.modeling.attach import attach
-from safealign.modeling.checkpoint import MANIFEST_FILE
 from safealign.modeling.loading import load_base
+from safealign.modeling.manifest import MANIFEST_FILE
 from safealign.modeling.safety_token import HeadSettings
 from safealign.reporting.summary import Summary
 from safealign.training.cards import add_results

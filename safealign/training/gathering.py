@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import gc
 from contextlib import nullcontext
+from pathlib import Path
 from typing import Any
 
 import torch
@@ -18,6 +19,7 @@ from safealign.data.rendering import Renderer
 from safealign.errors import CheckpointError
 from safealign.modeling.attach import SafetyParts
 from safealign.ranks import current
+from safealign.training.checkpoints.weights import load_weights
 
 
 def equalise(model: Any, parts: SafetyParts) -> None:
@@ -40,14 +42,20 @@ def safety_tensors(parts: SafetyParts) -> dict[str, torch.Tensor]:
     return found
 
 
-def gather(config: TrainConfig, trainer: Any, parts: SafetyParts, renderer: Renderer) -> tuple[Any, SafetyParts]:
+def gather(
+    config: TrainConfig, trainer: Any, parts: SafetyParts, renderer: Renderer, saved: Path | None = None
+) -> tuple[Any, SafetyParts]:
     """The trained model and its parts as one process would have them; all ranks call it.
 
     Without DeepSpeed that is the trainer's own. With it rank 0 gets a copy made anew from the gathered fp32 weights;
-    the other ranks, which do nothing with it, keep what they have.
+    the other ranks, which do nothing with it, keep what they have. `saved`: the checkpoint of a training that was over
+    before, which has them whole.
     """
     if not trainer.is_deepspeed_enabled:
         return trainer.model, parts
+    if saved is not None:
+        _forget_deepspeed()
+        return _restored(config, renderer, saved) if current().first else (trainer.model, parts)
     state = _whole_state(trainer.model)
     _forget_deepspeed()
     return _rebuilt(config, renderer, state) if current().first else (trainer.model, parts)
@@ -93,6 +101,27 @@ def _whole_state(model: nn.Module) -> dict[str, torch.Tensor]:
 
 def _rebuilt(config: TrainConfig, renderer: Renderer, state: dict[str, torch.Tensor]) -> tuple[Any, SafetyParts]:
     """A model made as `fit` makes it, with this state."""
+    model, parts = _made_anew(config, renderer)
+    with torch.no_grad():
+        for name, tensor in [*model.named_parameters(), *model.named_buffers()]:
+            if name in state:
+                tensor.data.copy_(state[name])
+    missing = [name for name, _ in model.named_parameters() if name not in state]
+    if missing:
+        raise CheckpointError(f"weights are missing after training: {', '.join(missing[:3])}")
+    state.clear()
+    gc.collect()
+    return model, parts
+
+
+def _restored(config: TrainConfig, renderer: Renderer, saved: Path) -> tuple[Any, SafetyParts]:
+    """The same with a checkpoint's weights."""
+    model, parts = _made_anew(config, renderer)
+    load_weights(saved, model, parts)
+    return model, parts
+
+
+def _made_anew(config: TrainConfig, renderer: Renderer) -> tuple[Any, SafetyParts]:
     from safealign.training.pipeline import load_model
     from safealign.training.run import adapter_config, attach_from
 
@@ -103,15 +132,6 @@ def _rebuilt(config: TrainConfig, renderer: Renderer, state: dict[str, torch.Ten
         from peft import get_peft_model
 
         model = get_peft_model(model, adapter)
-    with torch.no_grad():
-        for name, tensor in [*model.named_parameters(), *model.named_buffers()]:
-            if name in state:
-                tensor.data.copy_(state[name])
-    missing = [name for name, _ in model.named_parameters() if name not in state]
-    if missing:
-        raise CheckpointError(f"weights are missing after training: {', '.join(missing[:3])}")
-    state.clear()
-    gc.collect()
     return model, parts
 
 

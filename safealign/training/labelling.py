@@ -21,7 +21,8 @@ from safealign.judges.embedding import EmbeddingGuard, fingerprint, worst_stretc
 from safealign.judges.encoder import SentenceEncoder
 from safealign.judges.protocol import Guard
 from safealign.model import SafeModel, load
-from safealign.modeling.checkpoint import CARD_FILE, MANIFEST_FILE, sha256_of
+from safealign.modeling.checkpoint import CARD_FILE
+from safealign.modeling.manifest import MANIFEST_FILE, sha256_of
 from safealign.training.sources import load_sources
 
 EMBEDDING, NO_GUARD = "embedding", "none"

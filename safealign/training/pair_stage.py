@@ -56,6 +56,7 @@ def pair_trainer(
         **shared,
     )
     trainer.categories = {index: pair.chosen.category for index, pair in enumerate(everything)}
+    trainer.example_ids = {index: pair.chosen.id for index, pair in enumerate(everything)}
     return trainer
 
 

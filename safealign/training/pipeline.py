@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import time
 from collections.abc import Callable, Sequence
 from dataclasses import asdict, dataclass
 from functools import partial
@@ -30,6 +31,9 @@ from safealign.training.calibrating import CalibrationResult, calibrate_model
 from safealign.training.calibration_report import report_calibration, request_verdicts, validation_verdicts
 from safealign.training.cards import write_card
 from safealign.training.carrying import carried_problems
+from safealign.training.checkpoints.identity import identity_of
+from safealign.training.checkpoints.keeper import Keeper
+from safealign.training.checkpoints.store import step_name
 from safealign.training.checks import config_problems, head_settings, model_problems
 from safealign.training.digests import run_digests
 from safealign.training.memory import release
@@ -51,7 +55,7 @@ def build(config: TrainConfig, console: Console, tracker: Tracker | None = None)
 
     Raises ConfigError for settings that cannot work together.
     """
-    tracker = tracker or Tracker()
+    started, tracker = time.monotonic(), tracker or Tracker()
     refuse([*config_problems(config), *carried_problems(config)])
     if config.trainer.threads:
         torch.set_num_threads(config.trainer.threads)
@@ -64,12 +68,30 @@ def build(config: TrainConfig, console: Console, tracker: Tracker | None = None)
     current().agree("training data", {"base": base_digest, "digest": data.report["digest"]})
     require_examples(config, data)
     tracker.describe({"digests": run_digests(config, base_digest, renderer, data.report)})
-    trained = fit(config, model, renderer, data, console, tracker)
+    identity, plain_card = identity_of(config, base_digest, data), safety_card(config, data, None)
+    keeper = Keeper.open(config, identity, plain_card, base_name(config), sayer(console), started)
+    trained = fit(config, model, renderer, data, console, tracker, keeper)
     release()
     if not current().first:
         return None
     console.print(f"trained in {trained.seconds / 60:.1f} min", highlight=False)
-    live = SafeModel(trained.model, renderer.tokenizer, trained.parts, safety_card(config, data, None))
+    live = SafeModel(trained.model, renderer.tokenizer, trained.parts, plain_card)
+    card = keeper.calibrated_card or _calibrated_card(config, live, trained, data, console, tracker)
+    export = write_export(config, trained, renderer, card, keeper)
+    verify_export(config, live, export, [record.prompt for record in [*data.calibration, *data.requests][:4]])
+    console.print(f"exported and verified: {export}", highlight=False)
+    return Built(export, data)
+
+
+def _calibrated_card(
+    config: TrainConfig,
+    live: SafeModel,
+    trained: TrainedModel,
+    data: TrainingData,
+    console: Console,
+    tracker: Tracker,
+) -> SafetyCard:
+    """The run's card with thresholds, where there is a verdict and something to calibrate it on."""
     calibration = None
     if config.safety.lambda_cls > 0 and data.calibration:
         verdicts = validation_verdicts(trained, data)
@@ -77,10 +99,7 @@ def build(config: TrainConfig, console: Console, tracker: Tracker | None = None)
         with merged(trained.model), weights_as(trained.model, serving_dtype(config.model.dtype)):
             calibration = calibrate_model(live, data.calibration, request_verdicts(verdicts), config, sayer(console))
         report_calibration(Path(config.run_dir), verdicts, calibration, trained.steps, tracker)
-    export = write_export(config, trained, renderer, safety_card(config, data, calibration))
-    verify_export(config, live, export, [record.prompt for record in [*data.calibration, *data.requests][:4]])
-    console.print(f"exported and verified: {export}", highlight=False)
-    return Built(export, data)
+    return safety_card(config, data, calibration)
 
 
 def prepare_data(config: TrainConfig, model: Any, renderer: Renderer, console: Console) -> TrainingData:
@@ -137,14 +156,18 @@ def base_name(config: TrainConfig) -> str:
     return config.model.path
 
 
-def write_export(config: TrainConfig, trained: TrainedModel, renderer: Renderer, card: SafetyCard) -> Path:
-    """Writes the last checkpoint (the adapter, or all weights without one) and `export/`."""
-    run = Path(config.run_dir)
+def write_export(
+    config: TrainConfig, trained: TrainedModel, renderer: Renderer, card: SafetyCard, keeper: Keeper
+) -> Path:
+    """Writes the last checkpoint again, calibrated (the adapter, or all weights without one), and `export/`."""
     common = (trained.model, renderer.tokenizer, trained.parts, card)
     name = base_name(config)
-    export_model(run / "checkpoints" / f"step-{trained.steps}", *common, merge=False, base_name=name)
+    if keeper.calibrated_card is None:
+        seal = partial(keeper.seal, step=trained.steps)
+        export_model(keeper.folder / step_name(trained.steps), *common, merge=False, base_name=name, extras=seal)
+        keeper.tidy()
     extras = partial(write_card, card=card)
-    return export_model(run / "export", *common, merge=True, base_name=name, extras=extras)
+    return export_model(Path(config.run_dir) / "export", *common, merge=True, base_name=name, extras=extras)
 
 
 def verify_export(config: TrainConfig, live: SafeModel, export: Path, prompts: Sequence[Conversation]) -> None:

@@ -17,6 +17,7 @@ from trl import SFTConfig
 from safealign.config.roots import TrainConfig
 from safealign.data.rendering import Renderer
 from safealign.modeling.attach import SafetyParts
+from safealign.training.checkpoints.keeper import Keeper
 from safealign.training.collator import collate_examples
 from safealign.training.document_data import COLUMNS, DocumentData
 from safealign.training.packing import packed_example
@@ -31,6 +32,8 @@ from safealign.training.run import (
     start_head,
 )
 from safealign.training.sft import SafetySFTTrainer
+from safealign.training.stage_run import run_stage, sum_up, watch
+from safealign.training.stages import PRETRAINING
 from safealign.training.tracking import Tracker
 
 
@@ -60,17 +63,22 @@ def pretrain(
     data: DocumentData,
     console: Console,
     tracker: Tracker | None = None,
+    keeper: Keeper | None = None,
 ) -> TrainedModel:
-    """Attaches the safety parts, starts the head warm on documents, trains; the model is changed in place."""
+    """Attaches the safety parts, starts the head warm on documents, trains; the model is changed in place.
+
+    `keeper`: as for `fit`.
+    """
     started = time.monotonic()
     parts = attach_from(config, model, renderer)
-    if data.warm and config.safety.lambda_cls > 0:
+    goes_on = keeper is not None and keeper.resumed is not None
+    if data.warm and config.safety.lambda_cls > 0 and not goes_on:
         start_head(config, parts, TrainingData([], [], [], data.warm, [], []), console)
     torch.manual_seed(config.seed)  # the adapter's first weights must not depend on what was done before
     trainer = build_pretrainer(config, model, renderer, data, parts, console)
-    for callback in (tracker or Tracker()).callbacks():
-        trainer.add_callback(callback)
-    trainer.train()
+    totals = [run_stage(trainer, config, PRETRAINING, 0, tracker, keeper)]
+    if keeper is None or not keeper.finished:
+        sum_up(config, trainer, totals, keeper, console)
     trained: Any = trainer.model
     trained.eval()
     seconds = time.monotonic() - started
@@ -92,4 +100,5 @@ def build_pretrainer(
     )
     trainer.set_safety(parts, safety_objective(config))
     remove_progress(trainer)
+    watch(trainer, config)
     return trainer

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import time
 from pathlib import Path
 
 import torch
@@ -11,13 +12,24 @@ from safealign.config.composing import refuse
 from safealign.config.roots import TrainConfig
 from safealign.data.records import Message
 from safealign.model import SafeModel
+from safealign.modeling.checkpoint import SafetyCard
 from safealign.modeling.loading import weights_digest
 from safealign.training.carrying import carried_problems
+from safealign.training.checkpoints.identity import pretraining_identity
+from safealign.training.checkpoints.keeper import Keeper
 from safealign.training.checks import config_problems, model_problems
 from safealign.training.digests import run_digests
-from safealign.training.document_data import document_report, prepare_documents
+from safealign.training.document_data import DocumentData, document_report, prepare_documents
 from safealign.training.memory import release
-from safealign.training.pipeline import announce, load_model, safety_card, sayer, verify_export, write_export
+from safealign.training.pipeline import (
+    announce,
+    base_name,
+    load_model,
+    safety_card,
+    sayer,
+    verify_export,
+    write_export,
+)
 from safealign.training.prepare import TrainingData
 from safealign.training.pretraining import pretrain
 from safealign.training.tracking import Tracker
@@ -34,6 +46,7 @@ def build_pretrained(config: TrainConfig, console: Console, tracker: Tracker | N
 
     Raises ConfigError for settings that cannot work together, DataError for bad documents.
     """
+    started = time.monotonic()
     refuse([*config_problems(config), *carried_problems(config)])
     if config.trainer.threads:
         torch.set_num_threads(config.trainer.threads)
@@ -44,13 +57,21 @@ def build_pretrained(config: TrainConfig, console: Console, tracker: Tracker | N
     tracker, base_digest = tracker or Tracker(), weights_digest(model)
     data = prepare_documents(config, renderer, sayer(console))
     tracker.describe({"digests": run_digests(config, base_digest, renderer, data.report)})
-    trained = pretrain(config, model, renderer, data, console, tracker)
+    identity = pretraining_identity(config, base_digest, data.report)
+    keeper = Keeper.open(config, identity, _card(config, data), base_name(config), sayer(console), started)
+    trained = pretrain(config, model, renderer, data, console, tracker, keeper)
     release()
     console.print(f"trained in {trained.seconds / 60:.1f} min", highlight=False)
-    card = safety_card(config, TrainingData([], [], [], [], [], [], report=document_report(data)), None)
-    card.calibration = {"note": UNCALIBRATED}
-    export = write_export(config, trained, renderer, card)
+    card = keeper.calibrated_card or _card(config, data)
+    export = write_export(config, trained, renderer, card, keeper)
     live = SafeModel(trained.model, renderer.tokenizer, trained.parts, card)
     verify_export(config, live, export, [[Message("user", text)] for text in _COMPARED])
     console.print(f"exported and verified: {export}", highlight=False)
     return export
+
+
+def _card(config: TrainConfig, data: DocumentData) -> SafetyCard:
+    """What is known of the documents by now: of a stream, what was read so far."""
+    card = safety_card(config, TrainingData([], [], [], [], [], [], report=document_report(data)), None)
+    card.calibration = {"note": UNCALIBRATED}
+    return card

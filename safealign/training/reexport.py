@@ -1,18 +1,16 @@
-"""Exports a finished run again from its last complete checkpoint."""
+"""Exports a run from any of its checkpoints."""
 
 from __future__ import annotations
 
-import re
 from functools import partial
 from pathlib import Path
 
 from safealign.config.roots import ExportConfig
-from safealign.errors import CheckpointError
 from safealign.model import load
-from safealign.modeling.checkpoint import MANIFEST_FILE
 from safealign.modeling.exporting import export_model
 from safealign.modeling.loading import load_export
 from safealign.training.cards import write_card
+from safealign.training.checkpoints.finding import to_export
 
 
 def reexport(config: ExportConfig) -> Path:
@@ -20,7 +18,7 @@ def reexport(config: ExportConfig) -> Path:
 
     Raises CheckpointError when the run has no complete checkpoint, or not the step asked for.
     """
-    checkpoint = find_checkpoint(Path(config.run), config.step)
+    checkpoint = to_export(Path(config.run), config.checkpoint)
     loaded = load_export(checkpoint, offline=config.offline)
     export = export_model(
         Path(config.run_dir) / "export",
@@ -34,19 +32,3 @@ def reexport(config: ExportConfig) -> Path:
     )
     load(export, offline=config.offline)
     return export
-
-
-def find_checkpoint(run: Path, step: int | None) -> Path:
-    """The checkpoint of `step`, or the newest complete one."""
-    found = {
-        int(match.group(1)): path
-        for path in (run / "checkpoints").glob("step-*")
-        if (match := re.fullmatch(r"step-(\d+)", path.name)) and (path / MANIFEST_FILE).is_file()
-    }
-    if not found:
-        raise CheckpointError(
-            f"{run} has no complete checkpoint under checkpoints/: is it the folder of a finished run?"
-        )
-    if step is not None and step not in found:
-        raise CheckpointError(f"{run} has no checkpoint of step {step}: there are {', '.join(map(str, sorted(found)))}")
-    return found[max(found) if step is None else step]

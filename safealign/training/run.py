@@ -8,6 +8,7 @@ import math
 import os
 import time
 from dataclasses import dataclass
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -23,8 +24,10 @@ from safealign.modeling.precision import compute_dtype
 from safealign.ranks import current, world_size
 from safealign.training.callbacks.metrics_file import MetricsFile
 from safealign.training.callbacks.progress import ProgressLine
+from safealign.training.callbacks.pulse import Pulse
 from safealign.training.callbacks.split_head import SplitHead
 from safealign.training.carrying import carry, learnt_readouts
+from safealign.training.checkpoints.keeper import Keeper
 from safealign.training.checks import head_settings
 from safealign.training.collator import LENGTH_KEY, SafetyCollator
 from safealign.training.dpo import SafetyDPOTrainer, forget_reference
@@ -35,8 +38,10 @@ from safealign.training.prepare import TrainingData
 from safealign.training.preparing_pairs import Pairs
 from safealign.training.safety_loss import SafetyObjective
 from safealign.training.sft import SafetySFTTrainer, example_dataset
+from safealign.training.stage_run import run_stage, sum_up, watch
 from safealign.training.stages import DPO, SFT, of_stage, stages
 from safealign.training.token_head import fit_token_head
+from safealign.training.totals import StageTotals
 from safealign.training.tracking import Tracker
 from safealign.training.warm_start import refit_windows, warm_start
 
@@ -59,35 +64,48 @@ def fit(
     data: TrainingData,
     console: Console,
     tracker: Tracker | None = None,
+    keeper: Keeper | None = None,
 ) -> TrainedModel:
-    """Attaches the safety parts, starts the head warm, trains; the model is changed in place."""
+    """Attaches the safety parts, starts the head warm, trains; the model is changed in place.
+
+    `keeper` writes checkpoints and knows the one to go on from, which makes up for all that came before it; without
+    one nothing is saved.
+    """
     started = time.monotonic()
     parts = attach_from(config, model, renderer)
     trains_head = config.safety.lambda_cls > 0
-    if data.warm and trains_head:
+    goes_on = keeper is not None and keeper.resumed is not None
+    if data.warm and trains_head and not goes_on:
         current().only_first(lambda: start_head(config, parts, data, console))
     torch.manual_seed(config.seed)  # the adapter's first weights must not depend on what was sampled before
     trained, history, steps = model, [], 0
-    for stage in stages(config):
-        if len(stages(config)) > 1:
+    totals: list[StageTotals] = []
+    finished = keeper is not None and keeper.finished
+    # Of a run that was over, one trainer is enough to put the adapter in place and load everything.
+    order = stages(config)[:1] if finished else stages(config)
+    for stage in order:
+        if len(order) > 1:
             console.print(f"stage: {stage}", highlight=False)
         trainer = build_trainer(config, trained, renderer, data, parts, console, stage)
         equalise(trainer.model, parts)
-        for callback in (tracker or Tracker()).callbacks(steps):
-            trainer.add_callback(callback)
-        trainer.train()
+        totals.append(run_stage(trainer, config, stage, steps, tracker, keeper))
         trained = trainer.model
         history += trainer.state.log_history
-        steps += trainer.state.global_step
-        if stage != stages(config)[-1]:
+        steps = keeper.resumed.step if finished else steps + trainer.state.global_step  # type: ignore[union-attr]
+        if stage != order[-1]:
             del trainer  # with its optimiser, before the next one makes its own
             release()
     forget_reference(trained)
-    trained, whole = gather(config, trainer, parts, renderer)
+    saved = keeper.nothing_left() if keeper is not None else None
+    trained, whole = gather(config, trainer, parts, renderer, saved)
     trained.eval()
+    if finished:
+        return TrainedModel(trained, whole, history, steps, time.monotonic() - started)
+    sum_up(config, trainer, totals, keeper, console)
     if trains_head and current().only_first(lambda: refit_head(config, trained, whole, data, console)):
         hand_back(parts, whole)
-        if trainer.eval_dataset is not None:
+        # DeepSpeed evaluates with the engine of a training only.
+        if trainer.eval_dataset is not None and not (saved and trainer.is_deepspeed_enabled):
             trainer.evaluate()
         trained.eval()
     if trains_head and current().first:
@@ -166,6 +184,7 @@ def build_trainer(
     else:
         trainer = _sft_trainer(data, parts, safety_objective(config), common, shared)
     remove_progress(trainer)
+    watch(trainer, config)
     return trainer
 
 
@@ -180,11 +199,17 @@ def shared_parts(
     """What every objective's trainer is made with: model, tokenizer, adapter and callbacks; `tags` go to every row of
     `metrics.jsonl`.
     """
+    say = partial(console.print, highlight=False)
     return {
         "model": model,
         "processing_class": renderer.tokenizer,
         "peft_config": None if hasattr(model, "peft_config") else adapter_config(config, parts),
-        "callbacks": [ProgressLine(console), MetricsFile(Path(config.run_dir) / "metrics.jsonl", tags), SplitHead()],
+        "callbacks": [
+            ProgressLine(console),
+            MetricsFile(Path(config.run_dir) / "metrics.jsonl", tags),
+            SplitHead(),
+            Pulse(Path(config.run_dir) / "ranks", config.trainer.stall_timeout, say),
+        ],
     }
 
 
@@ -226,6 +251,7 @@ def _sft_trainer(
     )
     trainer.set_safety(parts, objective)
     trainer.categories = {index: example.category for index, example in enumerate(everything)}
+    trainer.example_ids = {index: example.id for index, example in enumerate(everything)}
     return trainer
 
 

@@ -5,12 +5,15 @@ from __future__ import annotations
 from datasets import Dataset
 from trl import SFTTrainer
 
+from safealign.training.checkpoints.saving import CheckpointMixin
 from safealign.training.collator import EXAMPLE_KEY, LENGTH_KEY
 from safealign.training.examples import Example
+from safealign.training.health import HealthMixin
+from safealign.training.order import OrderMixin
 from safealign.training.safety_loss import SafetyLossMixin
 
 
-class SafetySFTTrainer(SafetyLossMixin, SFTTrainer):  # type: ignore[misc]
+class SafetySFTTrainer(SafetyLossMixin, HealthMixin, CheckpointMixin, OrderMixin, SFTTrainer):  # type: ignore[misc]
     """SFTTrainer with the safety loss; its evaluation also reports how well the safety rows judge."""
 
 

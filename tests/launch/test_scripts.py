@@ -117,6 +117,19 @@ def test_slurm_starts_one_task_for_each_gpu(root: Path, stubs: Path) -> None:
     assert done.stdout.split() == expected.split()
 
 
+@pytest.mark.parametrize(("status", "asked"), [(0, False), (1, False), (2, False), (75, True), (143, True)])
+def test_slurm_asks_for_the_job_again_when_it_was_stopped_and_not_when_it_failed(
+    root: Path, stubs: Path, status: int, asked: bool
+) -> None:
+    path = f"{stubs}:{os.environ['PATH']}"
+    slurm = {"SLURM_SUBMIT_DIR": str(root), "SLURM_JOB_NODELIST": "node[7-8]", "SLURM_JOB_ID": "41"}
+    (stubs / "srun").write_text(f"#!/usr/bin/env bash\nexit {status}\n")
+    (stubs / "scontrol").write_text(STUB)
+    done = run(root, "slurm.sbatch", [], PATH=path, PYTHON="py", **slurm)
+    assert done.returncode == status
+    assert done.stdout.split() == (["scontrol", "requeue", "41"] if asked else [])
+
+
 def small(run_dir: Path) -> list[str]:
     """A job of two steps on invented rows."""
     rows = []

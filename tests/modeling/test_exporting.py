@@ -14,9 +14,9 @@ from safetensors.torch import load_file, save_file
 from transformers import AutoModelForCausalLM, AutoTokenizer
 
 from safealign.errors import CheckpointError
-from safealign.modeling.checkpoint import write_manifest
 from safealign.modeling.exporting import export_model
 from safealign.modeling.loading import load_export
+from safealign.modeling.manifest import write_manifest
 
 KINDS = [
     pytest.param(False, True, id="whole model"),

@@ -4,7 +4,8 @@ from __future__ import annotations
 
 from pathlib import Path
 
-from safealign.modeling.checkpoint import SafetyCard, verify_manifest, write_manifest
+from safealign.modeling.checkpoint import SafetyCard
+from safealign.modeling.manifest import verify_manifest, write_manifest
 from safealign.modeling.safety_token import HeadSettings
 from safealign.reporting.summary import Summary
 from safealign.training.cards import add_results, data_sets, write_card

@@ -17,12 +17,12 @@ class ProgressLine(TrainerCallback):
         self.console = console
         self.progress: Progress | None = None
         self.task: TaskID | None = None
-        self.started = 0.0
+        self.started, self.first_step = 0.0, 0
         self.note = ""
 
     def on_train_begin(self, args: Any, state: Any, control: Any, **kwargs: Any) -> None:
         """Opens the bar."""
-        self.started = time.monotonic()
+        self.started, self.first_step = time.monotonic(), state.global_step
         if not (state.is_world_process_zero and self.console.is_terminal):
             return
         columns = (TextColumn("training"), BarColumn(), TextColumn("{task.completed}/{task.total}"))
@@ -56,13 +56,12 @@ class ProgressLine(TrainerCallback):
             self.progress = None
 
     def _losses(self, logs: dict[str, Any]) -> str:
-        elapsed = max(time.monotonic() - self.started, 1e-9)
-        rate = float(logs.get("num_tokens", 0.0)) / elapsed
+        rate = float(logs.get("tokens_per_second", 0.0))
         return f"loss {float(logs['loss']):.3f}  safety {float(logs.get('safety/loss', 0.0)):.3f}  {rate:.0f} tok/s"
 
     def _left(self, state: Any) -> str:
         elapsed = time.monotonic() - self.started
-        seconds = elapsed / max(state.global_step, 1) * (state.max_steps - state.global_step)
+        seconds = elapsed / max(state.global_step - self.first_step, 1) * (state.max_steps - state.global_step)
         return f"{int(seconds // 60)}:{int(seconds % 60):02d} left"
 
     def _say(self, text: str) -> None:
