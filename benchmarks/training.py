@@ -39,12 +39,17 @@ from safealign.layout import Layout
 from safealign.training.collator import LENGTH_KEY
 from safealign.training.examples import IGNORED, Example
 from safealign.training.memory import release
+from safealign.training.packing_examples import packed
 from safealign.training.pipeline import load_model, prepare_data
 from safealign.training.prepare import TrainingData
 from safealign.training.run import adapter_config, attach_from, build_trainer, common_arguments
 
-PLAIN, BARE = "TRL", "ours, λ=0"
+PLAIN, BARE, PACKED = "TRL", "ours, λ=0", "K=8, packed"
 PROBES = (0, 4, 8)
+
+
+def _named(k: int) -> str:
+    return f"ours, K={k}"
 
 
 @dataclass
@@ -102,10 +107,15 @@ class Bench:
         torch.manual_seed(self.config.seed)
         if name == PLAIN:
             return plain_trainer(self, model)
-        examples = [with_probes(e, None if name == BARE else int(name.split("=")[1])) for e in self.examples]
+        probes = {BARE: None, PACKED: max(PROBES)} | {_named(k): k for k in PROBES}
+        examples = [with_probes(example, probes[name]) for example in self.examples]
         config = self.config
         if name == BARE:
             config = replace(config, safety=replace(config.safety, lambda_cls=0.0))
+        if name == PACKED:
+            size = config.trainer.batch_size
+            examples = [packed(examples[at : at + size]) for at in range(0, len(examples), size)]
+            config = replace(config, trainer=replace(config.trainer, batch_size=1))
         parts = attach_from(config, model, self.renderer)
         torch.manual_seed(self.config.seed)
         data = TrainingData(examples, [], [], [], [], [])
@@ -120,7 +130,7 @@ def main(config: TrainConfig, steps: int, rounds: int) -> None:
     """Runs every system in every round, writing what is there after each round."""
     console, folder = Console(), Path(config.run_dir)
     bench = prepare_bench(config, steps, console)
-    names = [PLAIN, BARE, *(f"ours, K={k}" for k in PROBES)]
+    names = [PLAIN, BARE, *map(_named, PROBES), PACKED]
     found = {name: Measured() for name in names}
     shuffler = random.Random(config.seed)
     for number in range(rounds):
@@ -142,11 +152,13 @@ def prepare_bench(config: TrainConfig, steps: int, console: Console) -> Bench:
     model, renderer = load_model(config)
     data = prepare_data(config, model, renderer, console)
     answered = [e for e in data.train if any(label != IGNORED for label in e.labels)]
-    answered.sort(key=lambda example: -len(probes(example.layout)))
+    answered.sort(key=lambda example: -len(windows_of(example.layout)))
     wanted = steps * config.trainer.batch_size
     if len(answered) < wanted:
         raise SystemExit(f"{steps} steps take {wanted} answers, the data has {len(answered)}: ask for fewer steps")
-    return Bench(config, renderer, answered[:wanted])
+    chosen = answered[:wanted]
+    random.Random(config.seed).shuffle(chosen)
+    return Bench(config, renderer, chosen)
 
 
 def with_probes(example: Example, k: int | None) -> Example:
@@ -154,12 +166,12 @@ def with_probes(example: Example, k: int | None) -> Example:
     layout = example.layout
     if k is None:
         return replace(example, layout=Layout(layout.n_text, (), (-1,) * layout.n_text, layout.last_query))
-    kept = (layout.safety[0], *probes(layout)[:k])
+    kept = (layout.safety[0], *windows_of(layout)[:k])
     sees = tuple(min(version, 0) for version in layout.sees)
     return replace(example, layout=replace(layout, safety=kept, sees=sees))
 
 
-def probes(layout: Layout) -> tuple[Any, ...]:
+def windows_of(layout: Layout) -> tuple[Any, ...]:
     """All safety rows but the request's."""
     return layout.safety[1:]
 

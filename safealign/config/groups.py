@@ -211,6 +211,7 @@ class TrainerConfig:
     max_steps: int = at_least(-1)
     batch_size: int = at_least(1)
     gradient_accumulation: int = at_least(1)
+    packing: int | None = at_least(1)
     learning_rate: float = positive()
     head_learning_rate: float = positive()
     weight_decay: float = at_least(0)

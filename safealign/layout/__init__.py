@@ -2,6 +2,7 @@
 
 from safealign.layout.documents import document_layout, document_row
 from safealign.layout.layout import Layout, RowKind, SafetyRow, build_layout, refresh_row, request_row, window_row
+from safealign.layout.packed import pack_layouts
 from safealign.layout.spans import Rendered, Span
 
 __all__ = [
@@ -13,6 +14,7 @@ __all__ = [
     "build_layout",
     "document_layout",
     "document_row",
+    "pack_layouts",
     "refresh_row",
     "request_row",
     "window_row",

@@ -18,6 +18,7 @@ from safealign.decoding.options import CALIBRATED, DecodingOptions
 from safealign.errors import ConfigError, SafealignError
 from safealign.modeling.safety_token import HeadSettings
 from safealign.ranks import world_size
+from safealign.training.stages import SFT, stages
 
 _SMOOTHED = {"robust", "exo_pair", "aot", "aot_unpaired"}  # preference losses that read label_smoothing
 THETAS = ("theta_query", "theta_window", "theta_prefix")
@@ -61,6 +62,8 @@ def config_notes(config: TrainConfig) -> list[str]:
     notes += _sampling_notes(config)
     if safety.lambda_cls == 0 and config.suite.name != "none" and config.objective.name != "pretraining":
         notes.append("safety.lambda_cls=0 trains no verdict: the table shows the model without rules")
+    if config.trainer.packing and SFT not in stages(config):
+        notes.append("trainer.packing packs fine-tuning examples, and this objective has none: it does nothing")
     if not config.data.leak_check.enabled:
         notes.append("data.leak_check.enabled=false: figures on evaluation sets may be flattered")
     return notes

@@ -22,6 +22,7 @@ from safealign.training.checks import data_problems
 from safealign.training.examples import Example, ExampleSettings, build_examples
 from safealign.training.guarding import guarded
 from safealign.training.leaking import Encode, LeakGuard
+from safealign.training.packing_examples import pack_examples
 from safealign.training.preparing_pairs import Pairs, prepare_pairs
 from safealign.training.self_made import apart, on_side, sample
 from safealign.training.sources import calibration_only, load_sources, prompt_only
@@ -125,6 +126,9 @@ def arrange(
     data.report = _report([*clean, *turns], guard.counts, data) | {"too_long": len(set(left_out))}
     for line in describe(data):
         say(line)
+    if config.trainer.packing and data.train:
+        n_examples, data.train = len(data.train), pack_examples(data.train, config.trainer.packing, config.seed)
+        say(f"  packed: {n_examples} examples in {len(data.train)} rows of up to {config.trainer.packing} tokens")
     return data
 
 

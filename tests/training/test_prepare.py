@@ -247,3 +247,15 @@ def test_remembered_embeddings_keep_their_order() -> None:
     look = remembered(lambda texts: torch.tensor([[float(len(text))] for text in texts]))
     assert look(["aa", "b"]).tolist() == [[2.0], [1.0]]
     assert look(["b", "ccc", "aa"]).tolist() == [[1.0], [3.0], [2.0]]
+
+
+def test_packing_joins_what_is_trained_on_and_nothing_else(write, rows, kit) -> None:
+    path, said = write(rows), []
+    plain, packed = (
+        arrange(config, load_sources(config), kit.renderer, said.append)
+        for config in (_config(path), _config(path, "trainer.packing=300"))
+    )
+    assert len(packed.train) < len(plain.train) and any(" packed: " in line for line in said)
+    assert sorted(i for e in packed.train for i in e.id.split(" + ")) == sorted(e.id for e in plain.train)
+    assert packed.validation == plain.validation and packed.warm == plain.warm
+    assert packed.warm_answers == plain.warm_answers
