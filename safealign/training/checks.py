@@ -26,23 +26,21 @@ THETAS = ("theta_query", "theta_window", "theta_prefix")
 
 def config_problems(config: TrainConfig) -> list[str]:
     """Every combination of settings that a run would fail or be meaningless with, one line each."""
-    if config.objective.name == "pretraining":
-        return [
-            *_head_problems(config),
-            *_adapter_problems(config),
-            *_decoding_problems(config),
-            *_document_problems(config),
-        ]
-    return [
+    always = [
         *_head_problems(config),
         *_adapter_problems(config),
         *_decoding_problems(config),
+        *_rank_problems(config),
+        *_trainer_problems(config),
+    ]
+    if config.objective.name == "pretraining":
+        return [*always, *_document_problems(config)]
+    return [
+        *always,
         *_window_problems(config),
         *_style_problems(config),
         *_preference_problems(config),
         *_table_problems(config),
-        *_rank_problems(config),
-        *_trainer_problems(config),
     ]
 
 
@@ -248,6 +246,11 @@ def _rank_problems(config: TrainConfig) -> list[str]:
     many = world_size() > 1
     if many and config.objective.name == "pretraining":
         problems.append("objective=pretraining trains in one process for now: start it without a launcher")
+    if many and config.objective.name == "dpo":
+        problems.append(
+            "objective=dpo trains in one process for now (the reference's pass does not survive several): start it "
+            "without a launcher"
+        )
     if config.deepspeed.config is not None:
         if config.objective.name == "pretraining":
             problems.append("objective=pretraining trains without DeepSpeed for now: set deepspeed=none")
