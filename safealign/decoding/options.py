@@ -56,7 +56,7 @@ class DecodingOptions:
     gate: bool = True  # whether the answer attends to the safety slot
     safety: bool = True  # False: the bare model
     cache: str = "dynamic"  # keys and values: grow with the text | static: allocated at once for the longest answer
-    prefill_chunk: int = 512  # tokens of a prompt that are fed in one forward
+    prefill_chunk: int = 2048  # tokens of a prompt that are fed in one forward
     fused: bool = True  # evaluate the safety row in the token's own forward instead of one of its own
     trigger: str = DEFAULT_TRIGGER  # what `medium` inserts
     refusal: str = DEFAULT_REFUSAL  # what `high` ends with
