@@ -39,6 +39,7 @@ from safealign.layout import Layout
 from safealign.training.collator import LENGTH_KEY
 from safealign.training.examples import IGNORED, Example
 from safealign.training.memory import release
+from safealign.training.order import OrderMixin
 from safealign.training.packing_examples import packed
 from safealign.training.pipeline import load_model, prepare_data
 from safealign.training.prepare import TrainingData
@@ -176,6 +177,10 @@ def windows_of(layout: Layout) -> tuple[Any, ...]:
     return layout.safety[1:]
 
 
+class InOurOrder(OrderMixin, SFTTrainer):  # type: ignore[misc]
+    """TRL's trainer on the same batches as ours."""
+
+
 def plain_trainer(bench: Bench, model: Any) -> SFTTrainer:
     """TRL's own trainer and collator, with the same arguments and the same adapter."""
     rows = {
@@ -188,7 +193,7 @@ def plain_trainer(bench: Bench, model: Any) -> SFTTrainer:
     peft = adapter_config(bench.config, parts)
     peft.modules_to_save = None
     parts.detach()
-    trainer = SFTTrainer(
+    trainer = InOurOrder(
         model=model,
         args=SFTConfig(**common, dataset_kwargs={"skip_prepare_dataset": True}),
         train_dataset=Dataset.from_dict(rows),
