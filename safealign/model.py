@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import weakref
 from collections.abc import Callable, Generator, Iterable, Mapping, Sequence
+from dataclasses import replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -25,7 +26,7 @@ from safealign.decoding import (
     spoken,
 )
 from safealign.errors import ConfigError, DataError
-from safealign.layout import build_layout, request_row
+from safealign.layout import Rendered, build_layout, request_row
 from safealign.modeling.attach import SafetyParts
 from safealign.modeling.checkpoint import SafetyCard
 from safealign.modeling.features import layout_logits
@@ -33,6 +34,7 @@ from safealign.modeling.hidden import HiddenExtractor, evaluating
 from safealign.modeling.loading import load_export
 from safealign.modeling.precision import serving_dtype
 from safealign.modeling.texts import Text
+from safealign.ranking import Ranker, Ranking, Scorer, drawing, load_ranker, make_scorer, require_answers, require_count
 from safealign.session import Answer, Conversation, Output, Session, StreamEvent, row_text
 
 if TYPE_CHECKING:
@@ -48,16 +50,21 @@ class SafeModel:
     """A causal LM with its safety parts, decoded under the rules.
 
     `lm` may be a PEFT wrapper; `parts` and `card` None make a bare model that decodes with `safety=False`
-    only. Every decoding option (see `decoding.DecodingOptions`) is a keyword of `generate`, `generate_batch`
-    and `stream`; what is not given comes from the export.
+    only; `ranker` chooses among several answers. Every decoding option (see `decoding.DecodingOptions`) is a keyword
+    of `generate`, `generate_batch` and `stream`; what is not given comes from the export.
     """
 
     def __init__(
-        self, lm: Any, tokenizer: Any, parts: SafetyParts | None = None, card: SafetyCard | None = None
+        self,
+        lm: Any,
+        tokenizer: Any,
+        parts: SafetyParts | None = None,
+        card: SafetyCard | None = None,
+        ranker: Ranker | None = None,
     ) -> None:
-        self.hf, self.tokenizer, self.parts, self.card = lm, tokenizer, parts, card
+        self.hf, self.tokenizer, self.parts, self.card, self.ranker = lm, tokenizer, parts, card, ranker
         self.renderer = Renderer(tokenizer)
-        self.options = _default_options(card) if parts is not None else DecodingOptions(safety=False)
+        self.options = _default_options(card) if parts is not None else replace(_default_options(card), safety=False)
         self.thresholds = _thresholds(card)
         self.rows = RowSettings(card.placement, card.window_sees_query) if card is not None else RowSettings()
         if parts is not None:
@@ -68,8 +75,8 @@ class SafeModel:
     def generate(self, messages: Conversation, **options: Any) -> Output:
         """Answers a conversation; one that ends with an assistant turn is continued (a prefill).
 
-        Raises ConfigError for an unknown or impossible option, DataError for messages that cannot be
-        rendered.
+        `best_of`, `ranker`: see `generate_batch`. Raises ConfigError for an unknown or impossible option, DataError for
+        messages that cannot be rendered.
         """
         return self.generate_batch([messages], **options)[0]
 
@@ -79,16 +86,31 @@ class SafeModel:
         *,
         batch_size: int = BATCH_SIZE,
         progress: Progress | None = None,
+        best_of: int = 1,
+        ranker: str | Scorer = "srr",
         **options: Any,
     ) -> list[Output]:
         """Answers in the given order, each row in its own state, `batch_size` at a time; row i has seed + i.
 
-        `progress` is called with the number of answers just finished.
+        `best_of` m: m answers to each conversation are drawn (seeds seed + i·m to seed + i·m + m - 1), and `ranker`
+        (`srr`, `head`, `random`, or a `ranking.Scorer`) chooses; `Output.candidates` has them all. The prompt is fed
+        once for them. `progress` is called with the number of answers just finished, each of the m counting.
         """
+        if require_count(best_of) > 1:
+            return self._best_of(conversations, best_of, ranker, batch_size, progress, options)
         chosen = self.options.override(options)
-        run, rows = self._decode(conversations, chosen, batch_size, progress, record=False)
+        run, rows = self._decode(self.prompts(conversations), chosen, batch_size, progress, record=False)
         session = self._session(run)
         return [session.output_of(row) for row in rows]
+
+    def rank(self, messages: Conversation, candidates: Sequence[str], ranker: str | Scorer = "srr") -> Ranking:
+        """Scores answers to a conversation, or continuations of the prefill that it ends with; higher is better.
+
+        Raises ConfigError for a ranker that this model lacks, DataError for what cannot be rendered.
+        """
+        scorer, answers = self._scorer(ranker, self.options), require_answers(candidates)
+        rendered = self.prompts([messages])[0].rendered
+        return self._ranking(scorer, rendered, [self.renderer.content_ids(text) for text in answers])
 
     def stream(self, messages: Conversation, **options: Any) -> Generator[StreamEvent, None, None]:
         """Yields text as it becomes certain; text that may still be withdrawn is held back.
@@ -130,7 +152,7 @@ class SafeModel:
     ) -> list[Recording]:
         """Answers with interventions off and every window recorded that calibration needs."""
         chosen = self.options.override(options)
-        _, rows = self._decode(conversations, chosen, batch_size, progress, record=True)
+        _, rows = self._decode(self.prompts(conversations), chosen, batch_size, progress, record=True)
         return [row.recording(row_text(row, self.tokenizer, self.renderer.eos_ids)) for row in rows]
 
     # ---- hidden states -------------------------------------------------------------------------------------
@@ -157,7 +179,8 @@ class SafeModel:
         made, without a forward of their own. A fixed refusal, which no forward made, is read as the bare model does.
         """
         chosen, observer = self.options.override(options), AnswerStates(extractor)
-        run, rows = self._decode(conversations, chosen, batch_size, progress, record=False, observer=observer)
+        prompts = self.prompts(conversations)
+        run, rows = self._decode(prompts, chosen, batch_size, progress, record=False, observer=observer)
         session = self._session(run)
         return [(session.output_of(row), _states_of(row, observer, extractor)) for row in rows]
 
@@ -205,7 +228,7 @@ class SafeModel:
 
     def _decode(
         self,
-        conversations: Sequence[Conversation],
+        prompts: Sequence[Prompt],
         options: DecodingOptions,
         batch_size: int,
         progress: Progress | None,
@@ -214,7 +237,7 @@ class SafeModel:
     ) -> tuple[Run, list[DecodedRow]]:
         if batch_size < 1:
             raise ConfigError(f"batch_size must be at least 1, got {batch_size}")
-        decoder, prompts = self._decoder(options, record, observer=observer), self.prompts(conversations)
+        decoder = self._decoder(options, record, observer=observer)
         with evaluating(self.hf):
             run, rows = decoder.start(prompts, _seeds(options, len(prompts)), batch_size)
             reported = 0
@@ -225,6 +248,50 @@ class SafeModel:
                 if not run.busy:
                     return run, rows
                 run.step()
+
+    def _best_of(
+        self,
+        conversations: Sequence[Conversation],
+        m: int,
+        ranker: str | Scorer,
+        batch_size: int,
+        progress: Progress | None,
+        given: Mapping[str, Any],
+    ) -> list[Output]:
+        """The best of m answers to each conversation. Each is one `Prompt`, m times: the engine feeds it once."""
+        chosen = drawing(self.options, given, self.card.ranker if self.card is not None else None)
+        scorer, prompts = self._scorer(ranker, chosen), self.prompts(conversations)
+        # The states of text that sees a verdict are not those that a ranker learnt from: they are read again.
+        seen = scorer.extractor if not (chosen.safety and chosen.gate) else None
+        observer = AnswerStates(seen) if seen is not None else None
+        repeated = [prompt for prompt in prompts for _ in range(m)]
+        run, rows = self._decode(repeated, chosen, batch_size, progress, record=False, observer=observer)
+        session, found = self._session(run), []
+        for start in range(0, len(rows), m):
+            some = rows[start : start + m]
+            states = None
+            if observer is not None and seen is not None:
+                pairs = [_states_of(row, observer, seen) for row in some]
+                states = torch.stack([pairs[0][0], *(pair[1] for pair in pairs)])
+            ranking = self._ranking(scorer, some[0].prompt.rendered, [spoken(row) for row in some], states)
+            outputs = tuple(session.output_of(row) for row in some)
+            found.append(replace(outputs[ranking.best], candidates=outputs, ranking=ranking))
+        return found
+
+    def _scorer(self, name: str | Scorer, options: DecodingOptions) -> Scorer:
+        lm = self.hf if self.parts is None else self.parts.lm
+        return make_scorer(name, lm, self.ranker, self.parts, self.rows, options.r2)
+
+    def _ranking(
+        self,
+        scorer: Scorer,
+        prompt: Rendered,
+        answers: Sequence[Sequence[int]],
+        states: torch.Tensor | None = None,
+    ) -> Ranking:
+        if states is None and scorer.extractor is not None:
+            states = scorer.extractor.candidates(prompt, answers)
+        return Ranking(tuple(scorer.scores(prompt, answers, states)))
 
     def _events(self, session: Session, answer: Answer) -> Generator[StreamEvent, None, None]:
         try:
@@ -271,7 +338,7 @@ class SafeModel:
         """Rendered prompts, as `Session.submit` takes them. Raises DataError for what cannot be rendered."""
         prompts = []
         for index, messages in enumerate(conversations):
-            if isinstance(messages, str | Mapping | Message):
+            if isinstance(messages, str | Mapping | Message) or not isinstance(messages, Sequence):
                 raise DataError(
                     f"conversation {index} is no list of messages: pass [{{'role': 'user', 'content': …}}], "
                     "and a list of such lists to the batch methods"
@@ -296,7 +363,8 @@ def load(
     weights = serving_dtype(dtype)
     place = device or ("cuda" if torch.cuda.is_available() else "cpu")
     loaded = load_export(path, dtype=weights, attn=attn, device=place, offline=offline)
-    return SafeModel(loaded.lm, loaded.tokenizer, loaded.parts, loaded.card)
+    ranker = load_ranker(loaded.path, loaded.card.ranker)
+    return SafeModel(loaded.lm, loaded.tokenizer, loaded.parts, loaded.card, ranker.to(place) if ranker else None)
 
 
 def safe_model_of(lm: torch.nn.Module) -> SafeModel:

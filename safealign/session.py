@@ -17,6 +17,7 @@ from safealign.decoding.rows import Prompt
 from safealign.decoding.stopping import StopFilter
 from safealign.decoding.streaming import TextStream, text_of
 from safealign.judges.refusal import RefusalMatcher
+from safealign.ranking.choosing import Ranking
 
 Conversation = Sequence[Message | Mapping[str, str]]
 
@@ -32,7 +33,8 @@ class Output:
     without safety. `trace`: every evaluation of the safety token. `finish_reason`: `stop`, `length`, `refusal`,
     `cancelled` or `error` (its prompt could not be fed: what was raised says why). `tokens`: the generated ids, end of
     turn included. `prompt_tokens`: rows of the rendered prompt. `thresholds`: probabilities by name (query, window,
-    prefix, token) that the verdicts were compared with, None for those that were off.
+    prefix, token) that the verdicts were compared with, None for those that were off. `candidates`: with `best_of`, all
+    answers that were drawn, and `ranking` their scores; this one is `candidates[ranking.best]`.
     """
 
     text: str
@@ -44,6 +46,8 @@ class Output:
     tokens: tuple[int, ...]
     prompt_tokens: int = 0
     thresholds: Mapping[str, float | None] | None = None
+    candidates: tuple[Output, ...] = ()
+    ranking: Ranking | None = None
 
     @property
     def n_tokens(self) -> int:

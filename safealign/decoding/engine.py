@@ -100,8 +100,21 @@ class CachedEngine:
 
     def prefill(self, feeds: Sequence[Feed]) -> Fed:
         """`forward` in portions of similar length and in chunks, so that a large ragged batch or a long prompt does
-        not fill the memory.
+        not fill the memory. A `Prompt` that several of the feeds are of is fed once, and what it left is copied.
         """
+        first: dict[int, int] = {}
+        source = [first.setdefault(id(feed.row.prompt), index) for index, feed in enumerate(feeds)]
+        fed = self._prefill([feeds[index] for index in first.values()])
+        if len(first) == len(feeds):
+            return fed
+        place = {index: at for at, index in enumerate(first.values())}
+        for prompt in first.values():
+            copies = [feeds[i].row for i, index in enumerate(source) if index == prompt and i != index]
+            self._copy(feeds[prompt].row, copies)
+        at = [place[index] for index in source]
+        return Fed(None if fed.logits is None else fed.logits[at], [fed.verdicts[i] for i in at])
+
+    def _prefill(self, feeds: Sequence[Feed]) -> Fed:
         logits: dict[int, torch.Tensor] = {}
         verdicts: dict[int, tuple[float, ...]] = {}
         for chosen in portions([len(feed.tokens) for feed in feeds]):
@@ -113,6 +126,16 @@ class CachedEngine:
         order = range(len(feeds))
         stacked = torch.stack([logits[i] for i in order]) if logits else None
         return Fed(stacked, [verdicts[i] for i in order])  # a prompt is not listened to: its own windows watch it
+
+    def _copy(self, row: EngineRow, others: Sequence[EngineRow]) -> None:
+        """Gives rows of the same prompt all that `row` holds."""
+        self._cache.copy(row.index, [other.index for other in others], SLOT_COLUMNS + row.length)
+        for other in others:
+            other.length, other.slot, other.has_slot, other.opened = row.length, row.slot, row.has_slot, row.opened
+            if self._pools:
+                self._memory.move(row.index, other.index)
+        if self.observer is not None:
+            self.observer.copied(row, others)
 
     def _in_chunks(self, feeds: Sequence[Feed]) -> Fed:
         pieces = [chunks(feed, self._chunk or len(feed.tokens)) for feed in feeds]

@@ -28,6 +28,10 @@ class Observer(Protocol):
         """The row was rolled back to its first `length` text rows."""
         ...
 
+    def copied(self, row: EngineRow, others: Sequence[EngineRow]) -> None:
+        """What was fed of `row` so far was not fed again for these others of the same prompt."""
+        ...
+
 
 @dataclass
 class _Record:
@@ -66,6 +70,12 @@ class AnswerStates:
         """Forgets the rows from `length` on, which are never before the prompt's last one."""
         record, kept = self._records[row], length - row.prompt.rendered.query_end
         del record.tokens[kept:], record.states[kept:]
+
+    def copied(self, row: EngineRow, others: Sequence[EngineRow]) -> None:
+        """Gives the others what was seen of the row."""
+        record = self._records[row]
+        for other in others:
+            self._records[other] = _Record(record.before, list(record.tokens), list(record.states))
 
     def of(self, row: DecodedRow) -> torch.Tensor | None:
         """`[2, pools, depths, H]` on the CPU: what is read of the prompt, and of the answer without its end of turn.

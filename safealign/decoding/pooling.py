@@ -67,7 +67,7 @@ class BatchMemory:
         self._lengths[row] = length
 
     def move(self, row: int, to: int) -> None:
-        """Row `row` takes the place `to`."""
+        """Row `row` takes the place `to`, or is copied there where it stays in use."""
         if self._states is None:
             return
         for name in ("_states", "_total", "_content", "_last_content"):

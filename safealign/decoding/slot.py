@@ -77,6 +77,13 @@ class SlotCache(Cache):
         if not last and not self.capacity:
             self._buffers = []
 
+    def copy(self, row: int, others: Sequence[int], columns: int) -> None:
+        """Writes the first `columns` of `row` into other rows in use."""
+        to = list(others)
+        for keys, values in self._buffers:
+            keys[to, :columns] = keys[row, :columns]
+            values[to, :columns] = values[row, :columns]
+
     def restart(self, max_rows: int, capacity: int) -> bool:
         """Frees every row of a preallocated cache that is large enough to be used again; says whether it is."""
         fits = 0 < capacity <= self.capacity and max_rows <= self.max_rows

@@ -31,10 +31,11 @@ class SafetyCard:
     `head`: layers (fractions of depth) and pool. `window_sees_query`, `placement`, `trigger`, `refusal`: how
     safety rows are laid out and what is said. `decoding`: default options (r1–r3, τ, schedule, dependency).
     `thresholds`: logits for query, window and prefix (null disables). `calibration`: what they promise and for
-    which distribution, temperature included. `training`: data digests and licences.
+    which distribution, temperature included. `training`: data digests and licences. `ranker`: what lies in
+    `ranker.safetensors`, see `ranking.artefact`. None for a part that the export has not.
     """
 
-    head: HeadSettings
+    head: HeadSettings | None
     placement: str
     window_sees_query: bool
     trigger: str
@@ -43,16 +44,11 @@ class SafetyCard:
     thresholds: dict[str, float | None] = field(default_factory=dict)
     calibration: dict[str, Any] = field(default_factory=dict)
     training: dict[str, Any] = field(default_factory=dict)
+    ranker: dict[str, Any] | None = None
 
     def to_dict(self) -> dict[str, Any]:
         """Plain form for JSON."""
-        head = {
-            "layers": list(self.head.layers),
-            "pool": list(self.head.pool),
-            "separate_windows": self.head.separate_windows,
-            "token_layers": list(self.head.token_layers),
-            "window_pool": list(self.head.window_pool),
-        }
+        head = None if self.head is None else {name: _plain(value) for name, value in vars(self.head).items()}
         return {**self.__dict__, "head": head, "format_version": FORMAT_VERSION}
 
     @classmethod
@@ -65,18 +61,26 @@ class SafetyCard:
                 "export the run again with this version"
             )
         try:
-            reads = data["head"]
-            head = HeadSettings(
-                tuple(reads["layers"]),
-                tuple(reads["pool"]),
-                bool(reads["separate_windows"]),
-                tuple(reads["token_layers"]),
-                tuple(reads["window_pool"]),
-            )
-            names = cls.__dataclass_fields__.keys() - {"head"}
-            return cls(head=head, **{name: data[name] for name in names})
+            head = None if data["head"] is None else _head(data["head"])
+            names = cls.__dataclass_fields__.keys() - {"head", "ranker"}
+            # Exports that were made before there were rankers do not speak of one.
+            return cls(head=head, ranker=data.get("ranker"), **{name: data[name] for name in names})
         except (KeyError, TypeError, ValueError) as error:
             raise CheckpointError(f"{where} lacks or garbles a key ({error}): export the run again") from error
+
+
+def _head(reads: Mapping[str, Any]) -> HeadSettings:
+    return HeadSettings(
+        tuple(reads["layers"]),
+        tuple(reads["pool"]),
+        bool(reads["separate_windows"]),
+        tuple(reads["token_layers"]),
+        tuple(reads["window_pool"]),
+    )
+
+
+def _plain(value: Any) -> Any:
+    return list(value) if isinstance(value, tuple) else value
 
 
 def safety_tensors(parts: SafetyParts) -> dict[str, torch.Tensor]:
@@ -91,11 +95,13 @@ def safety_tensors(parts: SafetyParts) -> dict[str, torch.Tensor]:
     return found
 
 
-def save_safety(folder: Path, parts: SafetyParts, card: SafetyCard) -> None:
-    """Writes `safety.safetensors` and `safety.json` into `folder`."""
-    tensors = safety_tensors(parts)
-    save_file(tensors, folder / TENSORS_FILE, metadata={"format": "pt"})
-    data = card.to_dict() | {"probe": _probe(tensors), "tensors": {n: list(t.shape) for n, t in tensors.items()}}
+def save_safety(folder: Path, parts: SafetyParts | None, card: SafetyCard) -> None:
+    """Writes `safety.safetensors` and `safety.json` into `folder`; without parts the card alone."""
+    data = card.to_dict()
+    if parts is not None:
+        tensors = safety_tensors(parts)
+        save_file(tensors, folder / TENSORS_FILE, metadata={"format": "pt"})
+        data |= {"probe": _probe(tensors), "tensors": {n: list(t.shape) for n, t in tensors.items()}}
     (folder / CARD_FILE).write_text(json.dumps(data, indent=2, allow_nan=False) + "\n", encoding="utf-8")
 
 

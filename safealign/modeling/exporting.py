@@ -28,7 +28,7 @@ def export_model(
     folder: Path,
     model: Any,
     tokenizer: Any,
-    parts: SafetyParts,
+    parts: SafetyParts | None,
     card: SafetyCard,
     *,
     merge: bool,
@@ -37,8 +37,9 @@ def export_model(
 ) -> Path:
     """Writes an export atomically: under a temporary name, a manifest last, then renamed.
 
-    `model`: the causal LM or its PEFT wrapper, left as it was. `merge`: fold the adapter into the weights; else
-    the adapter alone is written, with its base by name and digest. `extras` may add files before the manifest.
+    `model`: the causal LM or its PEFT wrapper, left as it was. `parts` None: there is no safety head. `merge`: fold the
+    adapter into the weights; else the adapter alone is written, with its base by name and digest. `extras` may add
+    files before the manifest.
     """
     temporary = folder.with_name(folder.name + ".tmp")
     shutil.rmtree(temporary, ignore_errors=True)
@@ -54,7 +55,7 @@ def write_model(
     folder: Path,
     model: Any,
     tokenizer: Any,
-    parts: SafetyParts,
+    parts: SafetyParts | None,
     card: SafetyCard,
     *,
     merge: bool,

@@ -27,11 +27,11 @@ ADAPTER_FILE, BASE_FILE = "adapter_config.json", "base.json"
 
 @dataclass
 class LoadedExport:
-    """A causal LM (PEFT-wrapped for adapter exports), its tokenizer, safety parts and card."""
+    """A causal LM (PEFT-wrapped for adapter exports), its tokenizer, safety parts (None: it has no head) and card."""
 
     lm: Any
     tokenizer: Any
-    parts: SafetyParts
+    parts: SafetyParts | None
     card: SafetyCard
     path: Path
     base_name: str | None = None
@@ -123,8 +123,10 @@ def load_export(
     else:
         lm, tokenizer = load_folder(folder, dtype, attn)
         causal = lm
-    parts = attach(causal, card.head)
-    restore_safety(folder, parts)
+    parts = None
+    if card.head is not None:
+        parts = attach(causal, card.head)
+        restore_safety(folder, parts)
     if quantization_of(causal) is None:  # 4-bit weights stay on the GPU that they were made on
         lm.to(device)
     return LoadedExport(lm, tokenizer, parts, card, folder, base_name)

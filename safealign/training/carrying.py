@@ -27,7 +27,7 @@ def carried_problems(config: TrainConfig) -> list[str]:
         found, wanted = read_card(folder).head, head_settings(config)
     except (SafealignError, ValueError) as error:
         return [f"model.path: {error}"]
-    if found == wanted:
+    if found is None or found == wanted:  # an export of a ranker alone has no head
         return []
     return [
         f"model.path={folder} carries a head that reads {found}, but safety.head asks for {wanted}: set safety.head as "
@@ -41,7 +41,7 @@ def carry(config: TrainConfig, parts: SafetyParts) -> bool:
     Raises CheckpointError for damaged safety artefacts or ones that do not fit the model.
     """
     folder = carried_export(config)
-    if folder is None:
+    if folder is None or read_card(folder).head is None:
         return False
     restore_safety(folder, parts)
     return True
