@@ -36,7 +36,7 @@ def _run(config: TrainConfig, console: Console) -> None:
 
     quiet()
     started = time.monotonic()
-    job = _pretrain if config.objective.name == "pretraining" else _tune
+    job = {"pretraining": _pretrain, "srr": _rank}.get(config.objective.name, _tune)
     with tracked(config, console) as tracker:
         ending = job(config, console, tracker)
     minutes = (time.monotonic() - started) / 60
@@ -63,6 +63,14 @@ def _pretrain(config: TrainConfig, console: Console, tracker: Tracker) -> str:
     if config.suite.name != "none":
         console.print("no table: what it measures needs thresholds, which come with fine-tuning", highlight=False)
     return f"Export: {export}\nNext:    python -m safealign.train +recipe=llama_lora model.path={export}"
+
+
+def _rank(config: TrainConfig, console: Console, tracker: Tracker) -> str:
+    from safealign.training.ranker_job import build_ranker
+
+    export = build_ranker(config, console, tracker)
+    report = Path(config.run_dir) / "report" / "ranker.json"
+    return f"Export: {export}\nReport:  {report}\nNext:    python -m benchmarks.ranking model={export}"
 
 
 def _settings(config: TrainConfig) -> dict[str, object]:

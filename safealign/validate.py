@@ -32,6 +32,10 @@ def _problems(config: TrainConfig, console: Console) -> list[str]:
         from safealign.training.validating_documents import validate_documents
 
         return validate_documents(config, console)
+    if config.objective.name == "srr":
+        from safealign.training.validating_ranker import validate_ranker
+
+        return validate_ranker(config, console)
     from safealign.training.validating import validate
 
     return validate(config, console)

@@ -185,7 +185,7 @@ class ObjectiveConfig:
     """conf/objective: the loss on the text itself."""
 
     dpo: DPOConfig
-    name: str = choice("sft", "dpo", "pretraining")
+    name: str = choice("sft", "dpo", "pretraining", "srr")
 
 
 @dataclass(kw_only=True)
@@ -350,6 +350,56 @@ class DecodingConfig:
     repetition_penalty: float = positive()
     stop: list[str]
     seed: int | None = at_least(0)
+
+
+@dataclass(kw_only=True)
+class CandidatesConfig:
+    """ranker.candidates: the answers that a ranker learns from."""
+
+    malicious: int = at_least(1)
+    benign: int = at_least(0)
+    direct: int = at_least(0)
+    wrapped: int = at_least(0)
+    prefilled: int = at_least(0)
+    declined: int = at_least(0)
+    prefill_tokens: int = at_least(1)
+    max_new_tokens: int = at_least(1)
+    temperature: float = positive()
+    top_p: float = between(0, 1)
+    batch_size: int = at_least(1)
+    seed: int = at_least(0)
+
+
+@dataclass(kw_only=True)
+class RankerFitConfig:
+    """ranker.fit: its training on cached states."""
+
+    list_length: int = at_least(2)
+    draws: int = at_least(1)
+    batch_size: int = at_least(1)
+    epochs: int = at_least(1)
+    patience: int = at_least(1)
+    learning_rate: float = positive()
+    weight_decay: float = at_least(0)
+    max_grad_norm: float = positive()
+
+
+@dataclass(kw_only=True)
+class RankerConfig:
+    """conf/ranker: who chooses among several answers, for objective=srr."""
+
+    name: str
+    candidates: CandidatesConfig
+    fit: RankerFitConfig
+    kind: str = choice("listwise", "pointwise")
+    layer: float = between(0, 1)
+    pool: str = choice("last", "mean")
+    hidden: int = at_least(1)
+    heads: int = at_least(1)
+    dropout: float = between(0, 0.9)
+    tau: float = positive()
+    judge: str = choice("rules", "keywords", "probe")
+    judge_threshold: float = between(0, 1)
 
 
 @dataclass(kw_only=True)

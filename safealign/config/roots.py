@@ -19,6 +19,7 @@ from safealign.config.groups import (
     ModelConfig,
     ObjectiveConfig,
     PlanConfig,
+    RankerConfig,
     SafetyConfig,
     SuiteConfig,
     TrainerConfig,
@@ -40,6 +41,7 @@ class TrainConfig:
     trainer: TrainerConfig
     deepspeed: DeepspeedConfig
     safety: SafetyConfig
+    ranker: RankerConfig
     decoding: DecodingConfig
     logger: LoggerConfig
     attack: AttackConfig

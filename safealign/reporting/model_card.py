@@ -24,6 +24,17 @@ PLAIN_LOAD = (
     "decoding**: no safety token, no verdict, no interventions. What is left are the fine-tuned weights "
     "alone; the evaluation has a row for that."
 )
+RANKING = (
+    "A **ranker** of {parameters} weights chooses among several answers of the model: it reads the hidden states of "
+    "the instruction and of every candidate at one intermediate depth, lets them see each other in one encoder block, and "
+    "takes the answer whose state is most like the instruction's. The method is that of Du et al., *Advancing LLM Safe "
+    "Alignment with Safety Representation Ranking* (arXiv:2505.15710). The model's own weights are as they were."
+)
+RANKING_LIMITS = (
+    "A ranker cannot give what no candidate is: where all answers are harmful, so is the one that it chooses.",
+    "It learnt from labels by rules or keywords, which see refusals and not harm, on texts in English.",
+    "Its answers cost what the drawing of all candidates costs.",
+)
 LIMITS = (
     "The promise on false refusals holds for the distribution the thresholds were calibrated on; other "
     "sources are measured, not promised.",
@@ -67,6 +78,8 @@ def model_card(facts: CardFacts, safety: Mapping[str, Any], summary: Summary | N
         `calibration`).
         summary: the results; None when nothing was evaluated, and the card says so.
     """
+    if safety.get("head") is None:
+        return _ranker_card(facts, safety)
     sections = [
         _front_matter(facts),
         f"# {facts.name}\n\n{_what(facts)}\n\n{PLAIN_LOAD}",
@@ -74,10 +87,51 @@ def model_card(facts: CardFacts, safety: Mapping[str, Any], summary: Summary | N
         f"## Method\n\n{METHOD}\n\n{_settings(safety)}",
         f"## Data\n\n{_data_table(facts.data)}",
         f"## Thresholds and what they promise\n\n{_thresholds(safety)}",
+        *_ranking(safety),
         _results(summary),
         "## Limits\n\n" + "\n".join(f"- {limit}" for limit in LIMITS),
     ]
     return "\n\n".join(sections) + "\n"
+
+
+def _ranker_card(facts: CardFacts, safety: Mapping[str, Any]) -> str:
+    """The card of an unchanged model with a ranker and no safety head."""
+    digest = f" (weights sha256 `{facts.base_sha256}`)" if facts.base_sha256 else ""
+    made = f", made by `{facts.command}`" if facts.command else ""
+    limits = "\n".join(f"- {limit}" for limit in RANKING_LIMITS)
+    sections = [
+        _front_matter(facts),
+        f"# {facts.name}\n\n`{facts.base}`{digest} as it was, with a ranker beside it{made}. Loaded with any other "
+        "tool, it is the model alone.",
+        *_ranking(safety),
+        f"## Data\n\n{_data_table(facts.data)}",
+        f"## Limits\n\n{limits}",
+    ]
+    return "\n\n".join(sections) + "\n"
+
+
+def _ranking(safety: Mapping[str, Any]) -> list[str]:
+    """What the ranker is, if there is one, how it is used, and how it chose on held-out requests."""
+    ranker = safety.get("ranker")
+    if ranker is None:
+        return []
+    training = ranker["training"]
+    rows = [
+        (name, row["n"], *("–" if row[key] is None else f"{row[key]:.1%}" for key in ("accuracy", "random", "oracle")))
+        for name, row in training.get("held_out", {}).items()
+    ]
+    heading = ("requests, held out", "lists", "good picks", "at random", "best possible")
+    used = (
+        "```python\nimport safealign\n\nmodel = safealign.load(\"path/to/export\")\n"
+        'messages = [{"role": "user", "content": "How do I bake bread?"}]\n'
+        'out = model.generate(messages, best_of=8, ranker="srr")\n'
+        "print(out.text, out.ranking.scores)\n"
+        'print(model.rank(messages, ["Mix flour and water.", "I cannot help."]).order)\n```'
+    )
+    note = f"\n\nOf these figures: {training['note']}." if training.get("note") else ""
+    what = RANKING.format(parameters=f"{training['parameters']:,}" if "parameters" in training else "few")
+    settings = _table(("setting", "value"), ranker["settings"].items())
+    return [f"## Ranker\n\n{what}\n\n{used}\n\n{settings}\n\n{_table(heading, rows) if rows else ''}{note}".rstrip()]
 
 
 def write_model_card(

@@ -96,7 +96,7 @@ def _state(folder: Path, record: JobRecord | None) -> tuple[str, str]:
     if not (folder / "export" / MANIFEST_FILE).is_file():
         return INCOMPLETE, f"no export; {reached}"
     config = _config(folder)  # pretraining ends without a table, whatever the suite
-    evaluates = config.get("suite.name") != "none" and config.get("objective.name") != "pretraining"
+    evaluates = config.get("suite.name") != "none" and config.get("objective.name") not in ("pretraining", "srr")
     if evaluates and not (folder / "report" / "summary.json").is_file():
         return INCOMPLETE, "exported, not evaluated"
     return COMPLETE, ""

@@ -20,10 +20,17 @@ _PORTION_TOKENS = 24_576
 
 
 class Writer:
-    """Writes with one undefended model, safety off."""
+    """Writes with one undefended model, safety off.
 
-    def __init__(self, model: Any, renderer: Renderer, settings: SamplingSettings) -> None:
+    `top_p`: share of the likeliest tokens that are drawn from. `shared`: a prompt that is asked for several times (the
+    same object) is fed once.
+    """
+
+    def __init__(
+        self, model: Any, renderer: Renderer, settings: SamplingSettings, *, top_p: float = 1.0, shared: bool = False
+    ) -> None:
         self.model, self.renderer, self.settings = model, renderer, settings
+        self.top_p, self.shared = top_p, shared
 
     def write(
         self,
@@ -75,7 +82,7 @@ class Writer:
     def _options(self, max_new_tokens: int, drawn: bool, repetition_penalty: float) -> DecodingOptions:
         how: dict[str, Any] = {"max_new_tokens": max_new_tokens, "repetition_penalty": repetition_penalty}
         if drawn:
-            how |= {"temperature": self.settings.temperature, "top_k": self.settings.top_k}
+            how |= {"temperature": self.settings.temperature, "top_k": self.settings.top_k, "top_p": self.top_p}
         return DecodingOptions(safety=False, **how)
 
     def _run(
@@ -83,7 +90,9 @@ class Writer:
     ) -> list[Tokens]:
         decoder = Decoder(CachedEngine(self.model, None), options, encoder=self.renderer, eos_ids=self.renderer.eos_ids)
         seeds = [seed + i for i in range(len(prompts))]
-        run, rows = decoder.start([Prompt(prompt) for prompt in prompts], seeds, self.settings.batch_size)
+        known = {id(prompt): Prompt(prompt) for prompt in prompts} if self.shared else {}
+        asked = [known.get(id(prompt)) or Prompt(prompt) for prompt in prompts]
+        run, rows = decoder.start(asked, seeds, self.settings.batch_size)
         reported = 0
         while run.busy:
             run.step()
@@ -101,4 +110,5 @@ def continued(prompt: Rendered, ids: Sequence[int]) -> Rendered:
 
 def _digest(prompts: Sequence[Rendered], options: DecodingOptions, seed: int | None) -> str:
     how = [options.max_new_tokens, options.temperature, options.top_k, options.repetition_penalty, seed]
+    how += [options.top_p] if options.top_p != 1.0 else []
     return hashlib.sha256(json.dumps([how, [p.input_ids for p in prompts]]).encode()).hexdigest()[:24]

@@ -246,6 +246,8 @@ def _rank_problems(config: TrainConfig) -> list[str]:
     many = world_size() > 1
     if many and config.objective.name == "pretraining":
         problems.append("objective=pretraining trains in one process for now: start it without a launcher")
+    if many and config.objective.name == "srr":
+        problems.append("objective=srr trains a small ranker in one process: start it without a launcher")
     if many and config.objective.name == "dpo":
         problems.append(
             "objective=dpo trains in one process for now (the reference's pass does not survive several): start it "

@@ -22,13 +22,21 @@ def labeller(config: TrainConfig, records: Sequence[Record]) -> Labeller | None:
     if name == RULES:
         malicious = sorted({record.request for record in records if record.label == MALICIOUS})
         return Labeller(f"{name}-{fingerprint(malicious)}", lambda: RuleGuard(malicious), threshold)
+    requests, answers = _labelled(records)
+    name = f"{name}-{fingerprint(requests, answers)}"
+    return Labeller(name, lambda: probe_guard(records, config.offline), threshold)
+
+
+def probe_guard(records: Sequence[Record], offline: bool) -> Guard:
+    """A guard by sentence embeddings, fitted on the records' requests and answers."""
+    return ProbeGuard(SentenceEncoder(offline=offline).encode, *_labelled(records))
+
+
+def _labelled(records: Sequence[Record]) -> tuple[list[tuple[str, bool]], list[tuple[str, bool]]]:
+    """Requests and answers with whether they are harmful."""
     requests = [(r.request, r.label == MALICIOUS) for r in records if r.label]
     answers = [(r.response, _harmful(r)) for r in records if r.response and (r.response_label or r.label == BENIGN)]
-
-    def probe() -> Guard:
-        return ProbeGuard(SentenceEncoder(offline=config.offline).encode, requests, answers)
-
-    return Labeller(f"{name}-{fingerprint(requests, answers)}", probe, threshold)
+    return requests, answers
 
 
 def _harmful(record: Record) -> bool:

@@ -62,11 +62,11 @@ def sample(
     in the run directory, which is handed on to others.
     """
     wanted = config.data.sampling
-    writer = model if only_cached else _quick_copy(model)
+    writer = model if only_cached else quick_copy(model)
     judge = labeller(config, records)
     settings = sampling_settings(config)
     sampler = Sampler(writer, renderer, settings, only_cached=only_cached, labeller=judge, say=say)
-    _refuse_inside(sampler.folder, Path(config.run_dir))
+    refuse_inside(sampler.folder, Path(config.run_dir))
     refused, found = RefusalMatcher().refused, Sampled()
 
     def told(made: Sequence[Record], what: str) -> list[Record]:
@@ -174,12 +174,12 @@ def _long(records: Sequence[Record], renderer: Renderer) -> int:
     return sum(len(renderer.content_ids(record.response or "")) >= _DEEP for record in records)
 
 
-def _quick_copy(model: Any) -> Any:
+def quick_copy(model: Any) -> Any:
     """The model in bf16 for sampling, where the device is good at it."""
     return copy.deepcopy(model).to(torch.bfloat16) if has_fast_bf16() else model
 
 
-def _refuse_inside(cache: Path, run_dir: Path) -> None:
+def refuse_inside(cache: Path, run_dir: Path) -> None:
     if run_dir.resolve() in cache.resolve().parents:
         raise ConfigError(
             f"the cache {cache} lies in run_dir={run_dir}, and sampled texts must not travel with a run: set "
