@@ -144,7 +144,7 @@ def divide(config: TrainConfig, groups: Sequence[Candidates]) -> tuple[list[int]
 def _told(counts: Counts) -> list[str]:
     dropped = ", ".join(f"{n} {name.partition(': ')[2]}" for name, n in counts.items() if name.startswith("dropped"))
     return [
-        f"  {counts['answers']} answers; left out: {counts['repeats']} repeats, {counts['unlabelled']} of no known kind",
+        f"  {counts['answers']} answers; left out: {counts['repeats']} repeats, {counts['unlabelled']} of no kind",
         f"  {counts.get('lists', 0)} of {counts['requests']} lists have both kinds; dropped: {dropped or 'none'}",
     ]
 

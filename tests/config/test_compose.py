@@ -13,11 +13,12 @@ import yaml
 import safealign
 from safealign.config import SourceConfig, TrainConfig, compose, conf_dir, load_option, to_yaml
 from safealign.config.composing import decoding_changes
-from safealign.config.groups import MixConfig, SamplingConfig
+from safealign.config.groups import CandidatesConfig, MixConfig, RankerFitConfig, SamplingConfig
 from safealign.config.overrides import all_groups, groups_in, known_keys, options_of
 from safealign.config.roots import ROOTS
 from safealign.data.mixing import MixSettings
 from safealign.decoding.options import DecodingOptions
+from safealign.ranking import CandidateSettings, FitSettings
 from safealign.sampling import SamplingSettings
 
 GROUPS = groups_in("config")
@@ -201,8 +202,13 @@ def test_every_key_is_used() -> None:
 
 @pytest.mark.parametrize(
     ("ours", "theirs"),
-    [(MixConfig, MixSettings), (SamplingConfig, SamplingSettings)],
-    ids=["mix", "sampling"],
+    [
+        (MixConfig, MixSettings),
+        (SamplingConfig, SamplingSettings),
+        (CandidatesConfig, CandidateSettings),
+        (RankerFitConfig, FitSettings),
+    ],
+    ids=["mix", "sampling", "candidates", "fit"],
 )
 def test_a_section_has_the_fields_of_the_settings_it_becomes(ours: type, theirs: type) -> None:
     assert {spec.name for spec in fields(ours)} == {spec.name for spec in fields(theirs)}
