@@ -26,9 +26,10 @@ PLAIN_LOAD = (
 )
 RANKING = (
     "A **ranker** of {parameters} weights chooses among several answers of the model: it reads the hidden states of "
-    "the instruction and of every candidate at one intermediate depth, lets them see each other in one encoder block, and "
-    "takes the answer whose state is most like the instruction's. The method is that of Du et al., *Advancing LLM Safe "
-    "Alignment with Safety Representation Ranking* (arXiv:2505.15710). The model's own weights are as they were."
+    "the instruction and of every candidate at one intermediate depth, lets them see each other in one encoder "
+    "block, and takes the answer whose state is most like the instruction's. The method is that of Du et al., "
+    "*Advancing LLM Safe Alignment with Safety Representation Ranking* (arXiv:2505.15710). The model's own weights "
+    "are as they were."
 )
 RANKING_LIMITS = (
     "A ranker cannot give what no candidate is: where all answers are harmful, so is the one that it chooses.",

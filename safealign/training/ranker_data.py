@@ -21,6 +21,7 @@ from safealign.ranking.candidates import Way, declined, sample_candidates
 from safealign.ranking.labels import Judge, by_guard, by_keywords, by_rules
 from safealign.sampling import spread
 from safealign.training.labellers import probe_guard
+from safealign.training.leaking import Encode
 from safealign.training.prepare import leak_guard
 from safealign.training.self_made import quick_copy, refuse_inside
 from safealign.training.sources import load_sources, prompt_only
@@ -48,6 +49,12 @@ def ranker_settings(config: TrainConfig) -> RankerSettings:
     )
 
 
+def encoder(config: TrainConfig) -> Encode | None:
+    """What finds prompts that repeat an evaluation prompt by meaning, where the leak check is on."""
+    wanted = config.data.leak_check.enabled and config.data.evaluation
+    return SentenceEncoder(offline=config.offline).encode if wanted else None
+
+
 def ways(config: TrainConfig, renderer: Renderer) -> list[Way]:
     """How each request is asked; jailbreak templates are of the side that training may see."""
     wanted = config.ranker.candidates
@@ -67,9 +74,7 @@ def requests_of(config: TrainConfig, records: Sequence[Record], renderer: Render
 
     Raises DataError where no malicious one is left.
     """
-    check = config.data.leak_check
-    encode = SentenceEncoder(offline=config.offline).encode if check.enabled and config.data.evaluation else None
-    clean = leak_guard(config, encode, say).clean([prompt_only(r) for r in records if r.label], say)
+    clean = leak_guard(config, encoder(config), say).clean([prompt_only(r) for r in records if r.label], say)
     asked = [record for record in distinct(clean) if record.prompt and record.prompt[-1].role == "user"]
     fitting = [r for r in asked if len(renderer.render(r.prompt).input_ids) <= config.data.max_length]
     if len(fitting) < len(asked):
