@@ -39,13 +39,13 @@ from safealign.training.run import TrainedModel, fit
 REDUCED = ("data.mix.limit=600", "data.warm_answers=160", "trainer.max_steps=24")
 SETTINGS: dict[str, tuple[str, ...]] = {
     "the recipe's": (),
-    "the recipe's, seed 1": ("seed=1",),
-    "the recipe's, seed 2": ("seed=2",),
+    "the recipe's (seed 1)": ("seed=1",),
+    "the recipe's (seed 2)": ("seed=2",),
     "λ 0": ("safety.lambda_cls=0",),
     "λ 0.01": ("safety.lambda_cls=0.01",),
     "λ 0.1": ("safety.lambda_cls=0.1",),
-    "λ 0.1, seed 1": ("safety.lambda_cls=0.1", "seed=1"),
-    "λ 0.1, seed 2": ("safety.lambda_cls=0.1", "seed=2"),
+    "λ 0.1 (seed 1)": ("safety.lambda_cls=0.1", "seed=1"),
+    "λ 0.1 (seed 2)": ("safety.lambda_cls=0.1", "seed=2"),
     "λ 0.3": ("safety.lambda_cls=0.3",),
     "depths 0.4 0.5 0.6": ("safety.head.layers=[0.4,0.5,0.6]",),
     "gate closed": ("safety.gate.closed_share=1.0",),
