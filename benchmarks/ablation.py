@@ -57,7 +57,7 @@ SETTINGS: dict[str, tuple[str, ...]] = {
     "lr × 3": ("trainer.learning_rate=6e-4",),
     "head lr × 10": ("trainer.head_learning_rate=1e-3",),
     "twice the steps": ("trainer.max_steps=48",),
-    "last layer, row alone": (
+    "last layer's row alone": (
         "safety.head.layers=[1.0]",
         "safety.head.pool=[row]",
         "safety.head.window_pool=null",
