@@ -3,8 +3,7 @@
 from __future__ import annotations
 
 import weakref
-from collections.abc import Callable, Generator, Iterable, Iterator, Mapping, Sequence
-from contextlib import contextmanager
+from collections.abc import Callable, Generator, Iterable, Mapping, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -28,6 +27,7 @@ from safealign.layout import build_layout, request_row
 from safealign.modeling.attach import SafetyParts
 from safealign.modeling.checkpoint import SafetyCard
 from safealign.modeling.features import layout_logits
+from safealign.modeling.hidden import evaluating
 from safealign.modeling.loading import load_export
 from safealign.modeling.precision import serving_dtype
 from safealign.session import Answer, Conversation, Output, Session, StreamEvent, row_text
@@ -292,14 +292,3 @@ def _thresholds(card: SafetyCard | None) -> CalibratedThresholds | None:
 def _seeds(options: DecodingOptions, n: int) -> list[int]:
     first = int(torch.randint(2**62, ()).item()) if options.seed is None else options.seed
     return [first + i for i in range(n)]
-
-
-@contextmanager
-def evaluating(lm: Any) -> Iterator[None]:
-    """Dropout off while decoding; a model in the middle of training goes on as it was."""
-    training = lm.training
-    lm.eval()
-    try:
-        yield
-    finally:
-        lm.train(training)
