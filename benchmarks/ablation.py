@@ -1,8 +1,9 @@
 """What does each choice of the recipe buy? Short joint trainings that differ in one setting.
 
-`python -m benchmarks.ablation [overrides of +recipe=llama_lora …]` prints a table and writes it to
-`RUN_DIR/ablation.json` after every row, so that a run cut short keeps what it has. By default each training is a part
-of the recipe's (`REDUCED`): rows are to be compared with the first one, not with the published table.
+`python -m benchmarks.ablation [rows="NAME,NAME"] [overrides of +recipe=llama_lora …]` prints a table and writes it to
+`RUN_DIR/ablation.json` after every row, so that a run cut short keeps what it has: rows that the file holds, of the
+same overrides, are not trained again. By default each training is a part of the recipe's (`REDUCED`): rows are to be
+compared with the first ones, which differ in the seed alone, not with the published table.
 """
 
 from __future__ import annotations
@@ -22,6 +23,8 @@ from safealign.commands import run_command
 from safealign.config.composing import compose
 from safealign.config.roots import TrainConfig
 from safealign.data.records import Record
+from safealign.errors import ConfigError
+from safealign.evaluation.job import machine
 from safealign.evaluation.sets import load_set
 from safealign.files import write_text
 from safealign.judges.encoder import SentenceEncoder
@@ -36,7 +39,17 @@ from safealign.training.run import TrainedModel, fit
 REDUCED = ("data.mix.limit=600", "data.warm_answers=160", "trainer.max_steps=24")
 SETTINGS: dict[str, tuple[str, ...]] = {
     "the recipe's": (),
+    "the recipe's (seed 1)": ("seed=1",),
+    "the recipe's (seed 2)": ("seed=2",),
+    "λ 0": ("safety.lambda_cls=0",),
+    "λ 0.01": ("safety.lambda_cls=0.01",),
     "λ 0.1": ("safety.lambda_cls=0.1",),
+    "λ 0.1 (seed 1)": ("safety.lambda_cls=0.1", "seed=1"),
+    "λ 0.1 (seed 2)": ("safety.lambda_cls=0.1", "seed=2"),
+    "λ 0.3": ("safety.lambda_cls=0.3",),
+    "depths 0.4 0.5 0.6": ("safety.head.layers=[0.4,0.5,0.6]",),
+    "gate closed": ("safety.gate.closed_share=1.0",),
+    "no windows": ("safety.windows.per_answer=0",),
     "no warm start": ("safety.warm_start=false",),
     "one read-out for all": ("safety.head.separate_windows=false", "safety.head.window_pool=null"),
     "windows read all pools": ("safety.head.window_pool=null",),
@@ -44,14 +57,13 @@ SETTINGS: dict[str, tuple[str, ...]] = {
     "lr × 3": ("trainer.learning_rate=6e-4",),
     "head lr × 10": ("trainer.head_learning_rate=1e-3",),
     "twice the steps": ("trainer.max_steps=48",),
-    "last layer, row alone": (
+    "last layer's row alone": (
         "safety.head.layers=[1.0]",
         "safety.head.pool=[row]",
         "safety.head.window_pool=null",
     ),
     "windows not refitted": ("safety.head.refit=false",),
     "windows see the query": ("safety.windows.sees_query=true",),
-    "λ 0.01": ("safety.lambda_cls=0.01",),
     "lr ÷ 3": ("trainer.learning_rate=7e-5",),
     "token from the role's": ("safety.init=assistant_role",),
 }
@@ -83,16 +95,38 @@ class Remembered:
 
 def main(config: TrainConfig) -> None:
     """Trains and measures every setting in turn."""
-    console, rows = Console(), dict[str, dict[str, float]]()
+    console, path = Console(), Path(config.run_dir) / "ablation.json"
+    rows = known_rows(path)
     encode = Remembered(SentenceEncoder(offline=config.offline).encode)
-    for name, changes in SETTINGS.items():
+    for name, changes in chosen_settings().items():
+        if name in rows:
+            continue
         console.rule(name)
         # What the user typed comes before what the row changes.
         changed = compose(["+recipe=llama_lora", *REDUCED, *_typed(), *changes, f"run_dir={config.run_dir}/runs"])
         rows[name] = measure(changed, encode, console)
         release()
-        write_text(Path(config.run_dir) / "ablation.json", json.dumps(rows, indent=2) + "\n")
+        report = {"machine": machine(), "overrides": [*REDUCED, *_typed()], "rows": rows}
+        write_text(path, json.dumps(report, indent=2, ensure_ascii=False) + "\n")
         show(rows, console)
+
+
+def known_rows(path: Path) -> dict[str, dict[str, float]]:
+    """Rows trained before under the same overrides on the same machine; none where the file is of others."""
+    if not path.is_file():
+        return {}
+    report = json.loads(path.read_text(encoding="utf-8"))
+    same = report.get("machine") == machine() and report.get("overrides") == [*REDUCED, *_typed()]
+    return dict(report["rows"]) if same else {}
+
+
+def chosen_settings() -> dict[str, tuple[str, ...]]:
+    """Those that `rows=` names; all without it. Raises ConfigError for a name that is none."""
+    given = [argument.removeprefix("rows=") for argument in sys.argv[1:] if argument.startswith("rows=")]
+    names = given[-1].split(",") if given else list(SETTINGS)
+    if unknown := sorted(set(names) - set(SETTINGS)):
+        raise ConfigError(f"rows={','.join(unknown)}: no such setting; there are {', '.join(SETTINGS)}")
+    return {name: SETTINGS[name] for name in names}
 
 
 def measure(config: TrainConfig, encode: Remembered, console: Console) -> dict[str, float]:
@@ -143,8 +177,9 @@ def show(rows: dict[str, dict[str, float]], console: Console) -> None:
 
 
 def _typed() -> list[str]:
-    return [argument for argument in sys.argv[1:] if not argument.startswith("run_dir=")]
+    return [argument for argument in sys.argv[1:] if not argument.startswith(("run_dir=", "rows="))]
 
 
 if __name__ == "__main__":
-    sys.exit(run_command(main, argv=["+recipe=llama_lora", "run_dir=outputs/ablation", *sys.argv[1:]]))
+    overrides = [argument for argument in sys.argv[1:] if not argument.startswith("rows=")]
+    sys.exit(run_command(main, argv=["+recipe=llama_lora", "run_dir=outputs/ablation", *overrides]))

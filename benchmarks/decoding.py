@@ -6,8 +6,9 @@ prints a table and writes `run_dir/decoding.json` (every median and spread) and 
 parts: cases that the file already holds, of the same model and machine, are kept and not run again. Repetitions
 are interleaved: each round runs every system once, in an order of its own, and ratios are taken within a round. Answers
 never end before `new` tokens. `benign` requests are answered with thresholds off, so that every window is evaluated;
-`attacked` ones are refused from the start (θ_query below every logit). `model=random:HIDDENxLAYERS` measures a random
-Llama of that size, for devices on which a small model would say little.
+`attacked` ones are refused from the start (θ_query below every logit); `ragged` ones are benign requests of different
+lengths, from half of `prompt` on, as a server gets them (the others are all as long as the case says).
+`model=random:HIDDENxLAYERS` measures a random Llama of that size, for devices on which a small model would say little.
 """
 
 from __future__ import annotations
@@ -164,12 +165,13 @@ def measure(model: SafeModel, case: Case, repeats: int) -> dict[str, Measured]:
 
 
 def make_prompts(model: SafeModel, case: Case) -> list[Prompt]:
-    """Requests of made-up words, as many tokens as the case says, no two alike."""
+    """Requests of made-up words, as many tokens as the case says (ragged ones: from half as many), no two alike."""
     words = ("river", "stone", "cloud", "garden", "letter", "window", "music", "winter", "paper", "bridge", "morning")
     made = []
     for row in range(case.batch):
         generator, text = random.Random(row), ""
-        while (prompt := model.prompts([[{"role": "user", "content": text or "Tell"}]])[0]).n_text < case.prompt:
+        wanted = case.prompt - (case.prompt // 2 * row // max(1, case.batch - 1) if case.kind == "ragged" else 0)
+        while (prompt := model.prompts([[{"role": "user", "content": text or "Tell"}]])[0]).n_text < wanted:
             text = f"{text} {generator.choice(words)}".strip()
         made.append(prompt)
     return made

@@ -1,4 +1,4 @@
-"""Grouped-query attention of a few query rows without repeating the cached keys and values.
+"""Grouped-query attention of a few query rows without repeating the cached keys and values, and of packed rows.
 
 transformers copies a grouped cache once per query head when a forward carries a mask and more than one row, as each
 decoding step with a safety row does. Here the query heads of a group become further query rows instead: the same sums.
@@ -8,6 +8,7 @@ from __future__ import annotations
 
 from collections.abc import Iterator
 from contextlib import contextmanager
+from contextvars import ContextVar
 from typing import Any
 
 import torch
@@ -15,8 +16,11 @@ from transformers import AttentionInterface, AttentionMaskInterface
 from transformers.integrations.sdpa_attention import sdpa_attention_forward
 from transformers.masking_utils import sdpa_mask
 
+from safealign.decoding.packing import Packing
+
 NAME = "safealign_grouped_sdpa"
-_FEW = 16  # query rows up to which packing pays; a prompt is better served by the plain path
+_FEW = 16  # query rows up to which making them of query heads pays
+_packing: ContextVar[Packing | None] = ContextVar("packing", default=None)
 
 
 def grouped_sdpa(
@@ -27,17 +31,42 @@ def grouped_sdpa(
     attention_mask: torch.Tensor | None,
     **kwargs: Any,
 ) -> tuple[torch.Tensor, None]:
-    """`[B, heads, Q, D]` queries on `[B, kv_heads, K, D]` keys under a mask `[B, 1, Q, K]`; `[B, Q, heads, D]`."""
+    """`[B, heads, Q, D]` queries on `[B, kv_heads, K, D]` keys under a mask `[B, 1, Q, K]`; `[B, Q, heads, D]`.
+
+    Packed queries are `[1, heads, P, D]`, and so is what comes back: `[1, P, heads, D]`.
+    """
+    packing = _packing.get()
+    if packing is None:
+        return _attend(module, query, key, value, attention_mask, **kwargs), None
+    found = _attend(module, packing.spread(query), key, value, attention_mask, **kwargs)
+    return packing.gather(found), None
+
+
+def _attend(
+    module: torch.nn.Module,
+    query: torch.Tensor,
+    key: torch.Tensor,
+    value: torch.Tensor,
+    attention_mask: torch.Tensor | None,
+    **kwargs: Any,
+) -> torch.Tensor:
     batch, heads, n_rows, width = query.shape
     groups = heads // key.shape[1]
     special = any(kwargs.get(name) is not None for name in ("softcap", "position_bias", "cache"))
-    if special or groups == 1 or n_rows > _FEW or attention_mask is None or attention_mask.shape[1] != 1:
-        return sdpa_attention_forward(module, query, key, value, attention_mask, **kwargs)
+    many = n_rows > _FEW
+    # With a mask, shared keys leave the fast kernels of other devices than the CPU.
+    plain = special or groups == 1 or (many and query.device.type != "cpu")
+    if plain or attention_mask is None or attention_mask.shape[1] != 1:
+        found: torch.Tensor = sdpa_attention_forward(module, query, key, value, attention_mask, **kwargs)[0]
+        return found
+    attend, scale = torch.nn.functional.scaled_dot_product_attention, kwargs.get("scaling")
+    if many:
+        found = attend(query, key, value, attn_mask=attention_mask, scale=scale, enable_gqa=True)
+        return found.transpose(1, 2).contiguous()
     packed = query.reshape(batch, key.shape[1], groups * n_rows, width)
     mask = attention_mask if n_rows == 1 else attention_mask.repeat(1, 1, groups, 1)
-    scale = kwargs.get("scaling")
-    found = torch.nn.functional.scaled_dot_product_attention(packed, key, value, attn_mask=mask, scale=scale)
-    return found.reshape(batch, heads, n_rows, value.shape[-1]).transpose(1, 2).contiguous(), None
+    found = attend(packed, key, value, attn_mask=mask, scale=scale)
+    return found.reshape(batch, heads, n_rows, value.shape[-1]).transpose(1, 2).contiguous()
 
 
 AttentionInterface.register(NAME, grouped_sdpa)
@@ -45,24 +74,32 @@ AttentionMaskInterface.register(NAME, sdpa_mask)
 
 
 @contextmanager
-def grouped(lm: Any) -> Iterator[None]:
-    """While open, a model with sdpa attention over shared keys runs the grouped form; others are left alone."""
+def grouped(lm: Any, packing: Packing | None = None) -> Iterator[None]:
+    """While open, a model with sdpa attention over shared keys runs the grouped form; others are left alone.
+
+    `packing` is for the models that `packs` names.
+    """
     config = lm.config
-    if config._attn_implementation != "sdpa" or not _gains(config):
+    if not packs(lm):
         yield
         return
     config._attn_implementation = NAME
+    token = _packing.set(packing)
     try:
         yield
     finally:
+        _packing.reset(token)
         config._attn_implementation = "sdpa"
 
 
-def _gains(config: Any) -> bool:
-    """Whether query heads share keys. Not for models with an indexer: under a name that its code does not know, the
-    keys that it chose are handed on instead of masked, and would be lost.
+def packs(lm: Any) -> bool:
+    """Whether this model runs the grouped form: sdpa attention whose query heads share keys.
+
+    Not a model with an indexer: under a name that its code does not know, the keys that it chose are handed on instead
+    of masked, and would be lost.
     """
-    if any(name.startswith(("index", "sparse")) for name in vars(config)):
+    config = lm.config
+    if config._attn_implementation != "sdpa" or any(name.startswith(("index", "sparse")) for name in vars(config)):
         return False
     heads, shared = getattr(config, "num_attention_heads", None), getattr(config, "num_key_value_heads", None)
     return bool(heads and shared and shared < heads)

@@ -15,7 +15,7 @@ from typing import Any
 import torch
 from torch import nn
 
-from safealign.decoding.attention import grouped
+from safealign.decoding.attention import grouped, packs
 from safealign.decoding.observing import Observer
 from safealign.decoding.planning import Feed, Plan
 from safealign.decoding.pooling import BatchMemory, sum_over
@@ -161,10 +161,10 @@ class CachedEngine:
         return Fed(logits, [fed.verdicts[i] for i in place], fed.stirs and [fed.stirs[i] for i in place])
 
     def _forward(self, feeds: Sequence[Feed]) -> Fed:
-        plan = Plan(feeds, self.settings, self.gate, self.device)
-        self._cache.aim([feed.row.index for feed in feeds], plan.columns, plan.width)
+        plan = Plan(feeds, self.settings, self.gate, self.device, packs=packs(self.lm))
+        self._cache.aim([feed.row.index for feed in feeds], plan.places, plan.width, fresh=plan.fresh)
         watched = self.observer.depths if self.observer is not None else ()
-        with grouped(self.lm), tapped(self.lm, watched) as blocks:
+        with grouped(self.lm, plan.packing), tapped(self.lm, watched) as blocks:
             logits, capture = self._run(plan)
         self._show(plan, blocks)
         for feed in feeds:
@@ -172,7 +172,7 @@ class CachedEngine:
         nothing: list[tuple[float, ...]] = [() for _ in feeds]
         verdicts, stirs = nothing, None
         if capture is not None:
-            verdicts, stirs = self._judge(plan, capture.states), self._stirs(plan, capture)
+            verdicts, stirs = self._judge(plan, plan.grid(capture.states)), self._stirs(plan, capture)
         for feed in feeds:
             if any(probe.writes for probe in feed.probes):
                 feed.row.slot, feed.row.has_slot = 1 - feed.row.slot, True
@@ -215,17 +215,17 @@ class CachedEngine:
         mask = additive(plan.allowed, self.dtype).unsqueeze(1)
         if self.parts is None:
             masks = self._masks.argument(mask, plan.text_rows, plan.text_columns)
-            return self._text(attention_mask=masks, position_ids=plan.positions, **call), None
+            return self._text(plan, attention_mask=masks, position_ids=plan.positions, **call), None
         rows = RowPlan(
-            plan.n_safety,
+            plan.n_probes,
             mask,
             plan.positions,
-            last_only=plan.n_text > 0,
+            last_only=plan.n_text > 0 and plan.packing is None,
             text_rows=plan.text_rows,
             text_columns=plan.text_columns,
         )
         with self.parts.armed(rows) as capture:
-            logits = self._text(**call) if plan.n_text else None
+            logits = self._text(plan, **call) if plan.n_text else None
             if not plan.n_text:
                 self.parts.decoder(**call)
         return logits, capture
@@ -234,13 +234,17 @@ class CachedEngine:
         """Shows the observer the states of the text rows just fed."""
         if self.observer is None or not plan.n_text:
             return
-        states = torch.stack([blocks[depth][:, : plan.n_text] for depth in self.observer.depths], dim=2)
+        states = plan.grid(torch.stack([blocks[depth] for depth in self.observer.depths], dim=2))
         for at, feed in enumerate(plan.feeds):
             if feed.tokens:
-                self.observer.fed(feed.row, feed.tokens, states[at, plan.n_text - len(feed.tokens) :])
+                start = plan.n_text - len(feed.tokens)
+                self.observer.fed(feed.row, feed.tokens, states[at, start : plan.n_text])
 
-    def _text(self, **call: Any) -> torch.Tensor:
-        logits: torch.Tensor = self.lm(**call, logits_to_keep=1).logits[:, -1]
+    def _text(self, plan: Plan, **call: Any) -> torch.Tensor:
+        if plan.packing is None:
+            logits: torch.Tensor = self.lm(**call, logits_to_keep=1).logits[:, -1]
+        else:
+            logits = self.lm(**call, logits_to_keep=plan.last_text).logits[0]
         return logits.float()
 
     def _judge(self, plan: Plan, states: torch.Tensor) -> list[tuple[float, ...]]:
@@ -269,7 +273,7 @@ class CachedEngine:
                 continue
             feed.row.states.append(states[at, plan.n_text - len(feed.tokens) : plan.n_text])
             if feed.row.length == feed.row.prompt.n_text:
-                whole[at] = torch.cat(feed.row.states)
+                whole[at] = feed.row.states[0] if len(feed.row.states) == 1 else torch.cat(feed.row.states)
                 feed.row.states, feed.row.opened = [], True
                 self._memory.open(feed.row.index, feed.row.prompt, whole[at])
         for step in range(max((len(feed.tokens) for _, feed in going_on), default=0)):
@@ -303,5 +307,7 @@ class CachedEngine:
         assert self.parts is not None
         head = self.parts.token_head
         assert head is not None
-        found: list[float] = head(capture.at(self.parts.token_depths)[:, plan.n_text - 1].flatten(-2)).tolist()
+        states = capture.at(self.parts.token_depths)
+        last = states[:, plan.n_text - 1] if plan.packing is None else states[0, plan.last_text]
+        found: list[float] = head(last.flatten(-2)).tolist()
         return found

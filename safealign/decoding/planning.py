@@ -2,11 +2,13 @@
 
 from __future__ import annotations
 
+import itertools
 from collections.abc import Sequence
 from dataclasses import dataclass
 
 import torch
 
+from safealign.decoding.packing import SAVED, Packing
 from safealign.decoding.rows import EngineRow, RowSettings, safety_row
 from safealign.decoding.rules import Probe
 from safealign.decoding.slot import SLOT_COLUMNS
@@ -34,9 +36,15 @@ class Plan:
     not in use; other safety rows and padding go to scratch columns behind the text. What a row attends to is one
     range of columns and one column besides (a slot's, or its own), so that no mask is built cell by cell; only the
     further spans of rows that see the request's content are opened one by one.
+
+    `packing` says which rows of that grid are real, where `packs` allows it and enough are not; `input_ids` and
+    `positions` are then `[1, P]`, all texts before all safety rows. `fresh`: nothing was fed before and nothing is
+    packed, so that rows attend to the keys of this forward alone, in its own order.
     """
 
-    def __init__(self, feeds: Sequence[Feed], settings: RowSettings, gate: bool, device: torch.device) -> None:
+    def __init__(
+        self, feeds: Sequence[Feed], settings: RowSettings, gate: bool, device: torch.device, *, packs: bool = False
+    ) -> None:
         self.feeds = feeds
         self.safety: list[list[SafetyRow]] = [
             [safety_row(probe, feed.row.prompt, settings) for probe in feed.probes] for feed in feeds
@@ -59,6 +67,47 @@ class Plan:
         self.text_rows = self.columns - SLOT_COLUMNS
         self.text_rows[:, self.n_text :] = -1
         self._open_further_spans()
+        self.packing = self._pack(device) if packs else None
+        self.fresh = self.packing is None and not any(feed.row.length or feed.row.has_slot for feed in feeds)
+        if self.fresh:
+            self.text_columns = self.text_rows
+            self.allowed = self.allowed.gather(2, self.columns.unsqueeze(1).expand(-1, size, -1))
+
+    @property
+    def n_probes(self) -> int:
+        """Safety rows behind the text of each sequence that the model is given."""
+        return self.n_safety if self.packing is None else sum(len(rows) for rows in self.safety)
+
+    @property
+    def places(self) -> tuple[torch.Tensor, torch.Tensor]:
+        """Cache row and column `[P]` of each row that the model is given, one sequence after the other."""
+        rows = torch.tensor([feed.row.index for feed in self.feeds], device=self.columns.device)
+        rows, columns = rows[:, None].expand_as(self.columns).flatten(), self.columns.flatten()
+        return (rows, columns) if self.packing is None else (rows[self.packing.cells], columns[self.packing.cells])
+
+    def grid(self, states: torch.Tensor) -> torch.Tensor:
+        """What the model made of its rows, as `[N, T+S, …]`."""
+        return states if self.packing is None else self.packing.unpack(states)
+
+    def _pack(self, device: torch.device) -> Packing | None:
+        """Leaves padding out of ids and positions, if there is enough of it."""
+        n_rows, size = self.columns.shape
+        n_real = sum(len(feed.tokens) + len(feed.probes) for feed in self.feeds)
+        if n_rows * size - n_real < SAVED:
+            return None
+        text = [
+            at * size + i
+            for at, feed in enumerate(self.feeds)
+            for i in range(self.n_text - len(feed.tokens), self.n_text)
+        ]
+        safety = [at * size + self.n_text + i for at, rows in enumerate(self.safety) for i in range(len(rows))]
+        ends = itertools.accumulate(len(feed.tokens) for feed in self.feeds)
+        self.last_text = torch.tensor([max(0, end - 1) for end in ends], device=device)
+        cells = torch.tensor([*text, *safety], device=device)
+        grid = torch.nn.functional.pad(self.input_ids, (0, self.n_safety))
+        self.input_ids = grid.flatten()[cells[: len(text)]].unsqueeze(0)
+        self.positions = self.positions.flatten()[cells].unsqueeze(0)
+        return Packing(cells, n_rows, size)
 
     def _row(self, feed: Feed, safety: Sequence[SafetyRow], gate: bool) -> list[int]:
         """Ids, columns, positions, first and end of the range, and the column besides: six times `[T+S]`."""

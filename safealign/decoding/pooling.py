@@ -41,7 +41,8 @@ class BatchMemory:
         self._content[row] = sum_over(states, prompt.content)
         self._last_content[row] = states[prompt.last_query]
         self._total[row] = 0.0
-        newest = torch.arange(max(0, len(states) - self.ring), len(states), device=states.device)
+        first = max(self._first(row), len(states) - self.ring)  # only response rows are read from the ring
+        newest = torch.arange(first, len(states), device=states.device)
         self._states[row, newest % self.ring] = states[newest]
 
     def append(self, rows: Sequence[int], states: torch.Tensor) -> None:

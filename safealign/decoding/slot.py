@@ -34,13 +34,19 @@ class SlotCache(Cache):
         self.max_rows, self.n_rows, self.capacity = max_rows, 0, capacity
         self._buffers: list[tuple[torch.Tensor, torch.Tensor]] = []
         self._rows: torch.Tensor | None = None  # those of the present forward; None for all in use
-        self._index = self._columns = torch.empty(0)
+        self._index = self._key_rows = self._columns = torch.empty(0)
         self._at: dict[int, torch.Tensor] = {}
-        self._width = 0
+        self._width, self._fresh = 0, False
 
-    def aim(self, rows: Sequence[int], columns: torch.Tensor, width: int) -> None:
-        """Prepares a forward of `rows`: its new keys go to `columns` `[N, Q]`; it sees columns `0..width-1`."""
-        self._index, self._columns, self._width = torch.tensor(rows, device=columns.device), columns, width
+    def aim(
+        self, rows: Sequence[int], places: tuple[torch.Tensor, torch.Tensor], width: int, *, fresh: bool = False
+    ) -> None:
+        """Prepares a forward of `rows`, which sees columns `0..width-1` of them.
+
+        `places`: row and column `[P]` of each new key. A `fresh` one sees its own keys alone, as they are given.
+        """
+        self._fresh, self._width = fresh, width
+        self._index, (self._key_rows, self._columns) = torch.tensor(rows, device=places[0].device), places
         everyone = len(rows) == self.n_rows and list(rows) == list(range(self.n_rows))
         self._rows = None if everyone else self._index
         self._at = {}
@@ -48,8 +54,8 @@ class SlotCache(Cache):
     def update(
         self, key_states: torch.Tensor, value_states: torch.Tensor, layer_idx: int, *args: Any, **kwargs: Any
     ) -> tuple[torch.Tensor, torch.Tensor]:
-        """Stores `[N, heads, Q, D]` at the aimed columns; returns `[N, heads, width, D]` of keys and of
-        values.
+        """Stores `[N, heads, Q, D]`, N·Q = P, at the aimed places; returns `[N, heads, width, D]` of keys and of
+        values (what was given, if fresh).
         """
         if not self._width:
             raise RuntimeError("aim the slot cache before a forward")
@@ -57,7 +63,11 @@ class SlotCache(Cache):
             self._buffers.append((self._empty(key_states), self._empty(value_states)))
         keys, values = self._buffers[layer_idx]
         keys, values = self._buffers[layer_idx] = self._with_room(keys), self._with_room(values)
-        return self._write(keys, key_states), self._write(values, value_states)
+        self._write(keys, key_states)
+        self._write(values, value_states)
+        if self._fresh:
+            return key_states, value_states
+        return self._seen(keys), self._seen(values)
 
     def admit(self, n: int) -> int:
         """Takes `n` free rows behind those in use; returns the first one's index."""
@@ -93,23 +103,25 @@ class SlotCache(Cache):
 
     def get_seq_length(self, layer_idx: int = 0) -> int:
         """Columns in use by the present forward (positions and mask are always explicit)."""
-        return self._width
+        return len(self._columns) // len(self._index) if self._fresh else self._width
 
     def get_mask_sizes(self, query_length: int, layer_idx: int = 0) -> tuple[int, int]:
         """Key length and offset, as mask builders ask for them."""
-        return self._width, 0
+        return self.get_seq_length(layer_idx), 0
 
-    def _write(self, buffer: torch.Tensor, states: torch.Tensor) -> torch.Tensor:
-        n, heads, q, d = states.shape
+    def _write(self, buffer: torch.Tensor, states: torch.Tensor) -> None:
+        _, heads, _, d = states.shape
         at = self._places(buffer.shape[1])
-        buffer.view(-1, heads, d).index_copy_(0, at, states.transpose(1, 2).reshape(n * q, heads, d))
+        buffer.view(-1, heads, d).index_copy_(0, at, states.transpose(1, 2).reshape(-1, heads, d))
+
+    def _seen(self, buffer: torch.Tensor) -> torch.Tensor:
         seen = buffer[:, : self._width]  # before rows are copied: a short row needs no long row's columns
         return (seen[: self.n_rows] if self._rows is None else seen[self._rows]).transpose(1, 2)
 
     def _places(self, columns: int) -> torch.Tensor:
-        """Where the new keys go in a buffer of so many columns, rows one after the other; the same for every layer."""
+        """Where the new keys go in a buffer of so many columns; the same for every layer."""
         if columns not in self._at:
-            self._at[columns] = (self._index[:, None] * columns + self._columns).flatten()
+            self._at[columns] = self._key_rows * columns + self._columns
         return self._at[columns]
 
     def _empty(self, states: torch.Tensor) -> torch.Tensor:

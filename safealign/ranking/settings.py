@@ -50,7 +50,7 @@ class FitSettings:
     """
 
     list_length: int = 8
-    draws: int = 4
+    draws: int = 2
     batch_size: int = 64
     epochs: int = 20
     patience: int = 5

@@ -88,7 +88,7 @@ def test_growing_copies_a_constant_per_token(monkeypatch: pytest.MonkeyPatch) ->
     cache = SlotCache(1)
     cache.admit(1)
     for column in range(3000):
-        cache.aim([0], torch.tensor([[column]]), column + 1)
+        cache.aim([0], (torch.tensor([0]), torch.tensor([column])), column + 1)
         keys, values = cache.update(torch.full((1, 1, 1, 2), float(column)), torch.ones(1, 1, 1, 2), 0)
     assert keys[0, 0, :, 0].tolist() == list(range(3000)) and values.min() == 1
     assert sum(copied) / 2 < 3 * 3000
