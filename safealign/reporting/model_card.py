@@ -79,7 +79,7 @@ def model_card(facts: CardFacts, safety: Mapping[str, Any], summary: Summary | N
         `calibration`).
         summary: the results; None when nothing was evaluated, and the card says so.
     """
-    if safety.get("head") is None:
+    if safety.get("head") is None and safety.get("ranker") is not None:
         return _ranker_card(facts, safety)
     sections = [
         _front_matter(facts),
@@ -168,7 +168,7 @@ def _use(facts: CardFacts) -> str:
 
 
 def _settings(safety: Mapping[str, Any]) -> str:
-    head = safety.get("head", {})
+    head = safety.get("head") or {}
     rows = [
         ("safety token's position", safety.get("placement")),
         ("head reads, as fractions of depth", _listed(head.get("layers"))),
