@@ -54,6 +54,10 @@ class Nodes:
         """From now on the nodes do not reach each other; nothing tells their programs."""
         self._run(1, ["ip", "link", "set", CABLE, "down"])
 
+    def plug_the_cable_in(self) -> None:
+        """They do again."""
+        self._run(1, ["ip", "link", "set", CABLE, "up"])
+
     def processes(self, node: int) -> dict[int, dict[str, str]]:
         """Processes on a node with their environments, without the one that holds it."""
         found = {}
@@ -67,6 +71,13 @@ class Nodes:
 
     def close(self) -> None:
         """Ends everything that runs on the nodes, and with it the nodes."""
+        self.clear()
+        for holder in self._holders:
+            holder.kill()
+            holder.communicate()
+
+    def clear(self) -> None:
+        """Kills whatever runs on the nodes."""
         until = time.monotonic() + 10.0
         while time.monotonic() < until:
             running = [pid for node in range(len(self._spaces)) for pid in self.processes(node)]
@@ -76,9 +87,6 @@ class Nodes:
             if not running:
                 break
             time.sleep(0.05)
-        for holder in self._holders:
-            holder.kill()
-            holder.communicate()
 
     def _hold(self, line: list[str]) -> None:
         pipe = subprocess.PIPE

@@ -28,6 +28,7 @@ LOST_SECONDS, LOST_VARIABLE = 30.0, "SAFEALIGN_LOST_SECONDS"
 GRACE = 3.0
 _POLL = 0.5
 _BYE = "bye"
+_AGAIN = "start every rank again as before, and the job goes on from its last whole checkpoint"
 
 
 class Lifeline:
@@ -45,7 +46,7 @@ class Lifeline:
         end: Callable[[str], None] | None = None,
         grace: float = GRACE,
     ) -> None:
-        self._peers, self._texts = dict(peers), dict.fromkeys(peers, b"")
+        self._all, self._peers, self._texts = tuple(peers), dict(peers), dict.fromkeys(peers, b"")
         self._end = end or (lambda sentence: _leave(world, sentence))
         self._grace, self._seconds = grace, lost_seconds()
         self._verdict, self._told, self._closed = "", threading.Event(), threading.Event()
@@ -81,23 +82,23 @@ class Lifeline:
                         selector.unregister(key.fileobj)
         if self._verdict and not self._closed.wait(self._grace):
             self._end(self._verdict)
+        for peer in self._all:
+            peer.close()
 
     def _hear(self, peer: Any) -> bool:
         """Reads what `peer` sends: a goodbye, a sentence to stop with, or the end of the line. Was that all of it?"""
         name, reason = self._peers[peer], "has ended without a word: its process was killed, or its machine went down"
         try:
             text = peer.recv(65536)
-        except TimeoutError:
-            text, reason = b"", f"has not answered for {self._seconds:g} s: its machine or the network to it is down"
-        except OSError as error:
+        except ConnectionError:
             text = b""
-            if not isinstance(error, ConnectionError):
-                reason = f"is out of reach ({error.strerror}): its machine or the network to it is down"
+        except OSError:  # above all TimeoutError, after which the kernel has given it up
+            text, reason = b"", f"has not answered for {self._seconds:g} s: its machine or the network to it is down"
         self._texts[peer] += text
         line, complete, _ = self._texts[peer].partition(b"\n")
         if text and not complete:
             return False
-        said = line.decode("utf-8", "replace") if complete else f"{name} {reason}"
+        said = line.decode("utf-8", "replace") if complete else f"{name} {reason}; {_AGAIN}"
         del self._peers[peer]
         if said != _BYE and not self._closed.is_set() and not self._verdict:
             self._verdict = said
@@ -149,7 +150,7 @@ _OPEN: weakref.WeakSet[Lifeline] = weakref.WeakSet()
 def _let_go() -> None:
     """A forked child (a data loader's worker) would hold its parent's connections open after the parent's death."""
     for line in list(_OPEN):
-        for peer in list(line._peers):
+        for peer in line._all:
             peer.close()
 
 
