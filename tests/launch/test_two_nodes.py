@@ -14,7 +14,7 @@ from importlib.util import find_spec
 from pathlib import Path
 
 import pytest
-from nodes import ADDRESSES, CABLE, NoNamespaces, Nodes, two_nodes
+from nodes import ADDRESSES, CABLE, Nodes, NoNamespaces, two_nodes
 
 from safealign.commands import run_command
 from safealign.train import main
@@ -202,3 +202,12 @@ def test_nodes_that_lose_each_other_both_say_so(job: Job) -> None:
             assert f"stopped, because {other} has not answered for 6 s" in job.said(node)
     finally:
         job.nodes.plug_the_cable_in()
+
+
+def test_nodes_that_meet_on_the_wrong_interface_both_say_what_to_set(job: Job) -> None:
+    """gloo falls back to the loopback where the host's name does not resolve, and one node would wait for the other."""
+    job.environment.pop("GLOO_SOCKET_IFNAME")
+    job.start("torchrun")
+    assert 0 not in job.ends(60)
+    assert all("set GLOO_SOCKET_IFNAME (or NCCL_SOCKET_IFNAME)" in job.said(node) for node in (0, 1))
+    assert not (job.run_dir / "checkpoints").exists()

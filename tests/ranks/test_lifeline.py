@@ -17,7 +17,7 @@ from pathlib import Path
 import pytest
 import torch
 
-from safealign.errors import RankError
+from safealign.errors import DataError, PreemptedError, RankError
 from safealign.ranks import World
 from safealign.ranks.connecting import connect
 from safealign.ranks.joining import joined
@@ -190,23 +190,39 @@ def test_a_child_of_a_dead_rank_does_not_keep_its_line_open(root: Path) -> None:
         job.close()
 
 
-@pytest.mark.parametrize(("raised", "seen"), [(RuntimeError, RankError), (KeyError, KeyError)])
-def test_a_broken_collective_is_told_by_the_rank_that_broke_it(
-    raised: type[Exception], seen: type[Exception], star: Callable[..., Star], monkeypatch: pytest.MonkeyPatch
-) -> None:
-    """What torch raises becomes the sentence; an error of this rank's own stays what it is."""
-    monkeypatch.setattr("safealign.ranks.joining.read_world", lambda: World(0, 0, 2))
-    store = torch.distributed.HashStore()
+@pytest.fixture
+def rank_zero(star: Callable[..., Star], monkeypatch: pytest.MonkeyPatch) -> Star:
+    """`joined` makes this process rank 0 of two, with the line of this star."""
+    job, store = star(1), torch.distributed.HashStore()
     store.add("left", 1)  # the other rank's
+    monkeypatch.setattr("safealign.ranks.joining.read_world", lambda: World(0, 0, 2))
     monkeypatch.setattr("safealign.ranks.joining._meet", lambda world: store)
     monkeypatch.setattr("safealign.ranks.joining._join_group", lambda *rest: None)
     monkeypatch.setattr("safealign.ranks.Ranks.agree", lambda *rest: None)
-    job = star(1)
     monkeypatch.setattr("safealign.ranks.joining.connect", lambda *rest: job.line)
-    told = threading.Timer(0.3, job.far[1].close)
+    return job
+
+
+@pytest.mark.parametrize(("raised", "seen"), [(RuntimeError, RankError), (KeyError, KeyError)])
+def test_a_broken_collective_is_told_by_the_rank_that_broke_it(
+    raised: type[Exception], seen: type[Exception], rank_zero: Star
+) -> None:
+    """What torch raises becomes the sentence; an error of this rank's own stays what it is."""
+    told = threading.Timer(0.3, rank_zero.far[1].close)
     told.start()
     with pytest.raises(seen) as caught, joined({}):
         raise raised("Connection closed by peer")
     told.join()
     if seen is RankError:
         assert "stopped, because rank 1 has ended without a word" in str(caught.value)
+
+
+@pytest.mark.parametrize(
+    ("raised", "heard"), [(PreemptedError("saved"), "bye"), (DataError("row 3 is bad"), "rank 0 of 2")]
+)
+def test_a_rank_that_saved_and_stopped_has_not_failed(raised: Exception, heard: str, rank_zero: Star) -> None:
+    """The others are saving too, and must not be ended in the midst of it."""
+    with pytest.raises(type(raised)), joined({}):
+        raise raised
+    said = rank_zero.heard(1)
+    assert said.startswith(heard) and ("failed: row 3 is bad" in said) == (heard != "bye")
