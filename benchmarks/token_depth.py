@@ -13,7 +13,7 @@ from __future__ import annotations
 import json
 import sys
 from collections.abc import Sequence
-from dataclasses import dataclass, replace
+from dataclasses import dataclass
 from pathlib import Path
 
 import torch
@@ -24,7 +24,7 @@ from safealign.evaluation.metrics.ranking import auroc
 from safealign.files import write_text
 from safealign.judges.linear import PENALTY_PER_TEXT
 from safealign.model import SafeModel, load
-from safealign.modeling.attach import SafetyParts
+from safealign.modeling.hidden import HiddenExtractor
 from safealign.modeling.safety_token import SafetyHead
 from safealign.sampling import spread
 from safealign.training.evaluating import read_run_config
@@ -76,13 +76,7 @@ class Tokens:
 def read(model: SafeModel, chosen: Sequence[Chosen]) -> Tokens:
     """Reads every depth of every labelled token in one pass over the answers."""
     assert model.parts is not None
-    settings = model.parts.settings
-    model.parts.detach()
-    parts = SafetyParts(model.hf, replace(settings, token_layers=DEPTHS))
-    try:
-        states = read_tokens(parts, chosen)
-    finally:
-        parts.detach()
+    states = read_tokens(HiddenExtractor(model.parts.lm, DEPTHS), chosen)
     kept = [set(labelled_rows(example)) for example, _ in chosen]
     return Tokens(
         states.unflatten(1, (len(DEPTHS), -1)),

@@ -33,7 +33,8 @@ from safealign.data.unrendering import Unrenderer
 from safealign.decoding import Prompt
 from safealign.decoding.options import NAMES
 from safealign.errors import ConfigError
-from safealign.model import BATCH_SIZE, SafeModel, evaluating, safe_model_of
+from safealign.model import BATCH_SIZE, SafeModel, safe_model_of
+from safealign.modeling.hidden import evaluating
 from safealign.session import Answer, Output
 
 # What transformers turns its own arguments into, and the decoding option that does the same here.

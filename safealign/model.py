@@ -3,8 +3,7 @@
 from __future__ import annotations
 
 import weakref
-from collections.abc import Callable, Generator, Iterable, Iterator, Mapping, Sequence
-from contextlib import contextmanager
+from collections.abc import Callable, Generator, Iterable, Mapping, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -13,6 +12,7 @@ import torch
 from safealign.data.records import Message
 from safealign.data.rendering import Renderer
 from safealign.decoding import (
+    AnswerStates,
     CachedEngine,
     CalibratedThresholds,
     DecodedRow,
@@ -22,14 +22,17 @@ from safealign.decoding import (
     Recording,
     RowSettings,
     Run,
+    spoken,
 )
 from safealign.errors import ConfigError, DataError
 from safealign.layout import build_layout, request_row
 from safealign.modeling.attach import SafetyParts
 from safealign.modeling.checkpoint import SafetyCard
 from safealign.modeling.features import layout_logits
+from safealign.modeling.hidden import HiddenExtractor, evaluating
 from safealign.modeling.loading import load_export
 from safealign.modeling.precision import serving_dtype
+from safealign.modeling.texts import Text
 from safealign.session import Answer, Conversation, Output, Session, StreamEvent, row_text
 
 if TYPE_CHECKING:
@@ -130,6 +133,34 @@ class SafeModel:
         _, rows = self._decode(conversations, chosen, batch_size, progress, record=True)
         return [row.recording(row_text(row, self.tokenizer, self.renderer.eos_ids)) for row in rows]
 
+    # ---- hidden states -------------------------------------------------------------------------------------
+
+    def extractor(
+        self, layers: Sequence[float] = (1.0,), pool: Sequence[str] = ("last",), dtype: torch.dtype = torch.float32
+    ) -> HiddenExtractor:
+        """Reads this model's hidden states at any depths: see `modeling.hidden`."""
+        lm = self.hf if self.parts is None else self.parts.lm
+        return HiddenExtractor(lm, layers, pool, parts=self.parts, dtype=dtype)
+
+    def generate_with_states(
+        self,
+        conversations: Sequence[Conversation],
+        extractor: HiddenExtractor,
+        *,
+        batch_size: int = BATCH_SIZE,
+        progress: Progress | None = None,
+        **options: Any,
+    ) -> list[tuple[Output, torch.Tensor]]:
+        """`generate_batch`, and of each conversation what `extractor` reads, `[2, pools, depths, H]`.
+
+        The first is of the prompt (`Text.prompt`), the second of the answer (`Text.answer`), both as the answer was
+        made, without a forward of their own. A fixed refusal, which no forward made, is read as the bare model does.
+        """
+        chosen, observer = self.options.override(options), AnswerStates(extractor)
+        run, rows = self._decode(conversations, chosen, batch_size, progress, record=False, observer=observer)
+        session = self._session(run)
+        return [(session.output_of(row), _states_of(row, observer, extractor)) for row in rows]
+
     # ---- pictures ------------------------------------------------------------------------------------------
 
     def explain(self, output: Output, path: str | Path | None = None) -> Group:
@@ -179,10 +210,11 @@ class SafeModel:
         batch_size: int,
         progress: Progress | None,
         record: bool,
+        observer: AnswerStates | None = None,
     ) -> tuple[Run, list[DecodedRow]]:
         if batch_size < 1:
             raise ConfigError(f"batch_size must be at least 1, got {batch_size}")
-        decoder, prompts = self._decoder(options, record), self.prompts(conversations)
+        decoder, prompts = self._decoder(options, record, observer=observer), self.prompts(conversations)
         with evaluating(self.hf):
             run, rows = decoder.start(prompts, _seeds(options, len(prompts)), batch_size)
             reported = 0
@@ -206,14 +238,20 @@ class SafeModel:
     def _session(self, run: Run) -> Session:
         return Session(run, self.tokenizer, run.decoder.eos_ids)
 
-    def _decoder(self, options: DecodingOptions, record: bool, ends: Iterable[int] = ()) -> Decoder:
+    def _decoder(
+        self,
+        options: DecodingOptions,
+        record: bool,
+        ends: Iterable[int] = (),
+        observer: AnswerStates | None = None,
+    ) -> Decoder:
         if options.safety and self.parts is None:
             raise ConfigError("this model has no safety parts: decode it with safety=False, or load an export")
         if options.safety and options.schedule == "cascade" and self.parts is not None and not self.parts.token_head:
             raise ConfigError("schedule='cascade' listens to a token head, and this model has none: choose another")
         parts = self.parts if options.safety else None
         lm = self.hf if self.parts is None else self.parts.lm
-        engine = CachedEngine(lm, parts, self.rows, gate=options.gate)
+        engine = CachedEngine(lm, parts, self.rows, gate=options.gate, observer=observer)
         return Decoder(
             engine,
             options,
@@ -222,6 +260,7 @@ class SafeModel:
             calibrated=self.thresholds,
             record=record,
             tokenizer=self.tokenizer,
+            observed=observer is not None,
         )
 
     def seeds(self, n: int, **options: Any) -> list[int]:
@@ -289,17 +328,14 @@ def _thresholds(card: SafetyCard | None) -> CalibratedThresholds | None:
     return CalibratedThresholds(**card.thresholds, temperature=temperature)
 
 
+def _states_of(row: DecodedRow, observer: AnswerStates, extractor: HiddenExtractor) -> torch.Tensor:
+    found = observer.of(row)
+    if found is not None:
+        return found
+    rendered = row.prompt.rendered
+    return torch.cat(extractor.read([Text.prompt(rendered), Text.answer(rendered, spoken(row))]))
+
+
 def _seeds(options: DecodingOptions, n: int) -> list[int]:
     first = int(torch.randint(2**62, ()).item()) if options.seed is None else options.seed
     return [first + i for i in range(n)]
-
-
-@contextmanager
-def evaluating(lm: Any) -> Iterator[None]:
-    """Dropout off while decoding; a model in the middle of training goes on as it was."""
-    training = lm.training
-    lm.eval()
-    try:
-        yield
-    finally:
-        lm.train(training)

@@ -3,6 +3,7 @@
 from safealign.decoding.decoded import DecodedRow
 from safealign.decoding.decoder import Decoder
 from safealign.decoding.engine import CachedEngine
+from safealign.decoding.observing import AnswerStates, Observer, spoken
 from safealign.decoding.options import CalibratedThresholds, DecodingOptions
 from safealign.decoding.planning import Feed
 from safealign.decoding.policy import DEFAULT_REFUSAL, DEFAULT_TRIGGER, Policy, RefusalTexts
@@ -15,6 +16,7 @@ from safealign.decoding.trace import Evaluation, Recording
 __all__ = [
     "DEFAULT_REFUSAL",
     "DEFAULT_TRIGGER",
+    "AnswerStates",
     "CachedEngine",
     "CalibratedThresholds",
     "DecodedRow",
@@ -23,6 +25,7 @@ __all__ = [
     "Dependency",
     "Evaluation",
     "Feed",
+    "Observer",
     "Policy",
     "Probe",
     "ProbeKind",
@@ -35,4 +38,5 @@ __all__ = [
     "Run",
     "State",
     "make_schedule",
+    "spoken",
 ]

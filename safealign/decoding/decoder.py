@@ -58,8 +58,8 @@ class Decoder:
     """Decodes batches of prompts under one set of options.
 
     `encoder` renders the refusal texts; `tokenizer` is needed for stop strings alone; `eos_ids` end an answer;
-    `record` evaluates every window that calibration needs and never intervenes. Raises ConfigError where a
-    threshold is `calibrated` and there is no calibration.
+    `record` evaluates every window that calibration needs and never intervenes; `observed` feeds an answer's last
+    token too, for its state. Raises ConfigError where a threshold is `calibrated` and there is no calibration.
     """
 
     def __init__(
@@ -72,8 +72,9 @@ class Decoder:
         calibrated: CalibratedThresholds | None = None,
         record: bool = False,
         tokenizer: Any = None,
+        observed: bool = False,
     ) -> None:
-        self.engine, self.options, self.tokenizer = engine, options, tokenizer
+        self.engine, self.options, self.tokenizer, self.observed = engine, options, tokenizer, observed
         self.eos_ids = frozenset(eos_ids)
         self.rules = options.rules(calibrated, record=record) if options.safety else Rules()
         self.thresholds = calibrated or CalibratedThresholds()

@@ -16,6 +16,7 @@ import torch
 from torch import nn
 
 from safealign.decoding.attention import grouped, packs
+from safealign.decoding.observing import Observer
 from safealign.decoding.planning import Feed, Plan
 from safealign.decoding.pooling import BatchMemory, sum_over
 from safealign.decoding.prefilling import chunks, portions
@@ -25,6 +26,7 @@ from safealign.layout import SafetyRow
 from safealign.layout.masks import additive
 from safealign.modeling.architectures import layer_masks
 from safealign.modeling.attach import Capture, RowPlan, SafetyParts
+from safealign.modeling.taps import Blocks, tapped
 
 
 @dataclass(frozen=True)
@@ -39,7 +41,9 @@ class Fed:
 
 
 class CachedEngine:
-    """Feeds a causal LM through a slot cache. `parts` None is for a bare model, without any safety row."""
+    """Feeds a causal LM through a slot cache. `parts` None is for a bare model, without any safety row; `observer` is
+    shown the states of all text that is fed.
+    """
 
     def __init__(
         self,
@@ -48,8 +52,9 @@ class CachedEngine:
         settings: RowSettings | None = None,
         *,
         gate: bool = True,
+        observer: Observer | None = None,
     ) -> None:
-        self.lm, self.parts, self.gate = lm, parts, gate
+        self.lm, self.parts, self.gate, self.observer = lm, parts, gate, observer
         self.settings = settings or RowSettings()
         embedding: torch.Tensor = lm.get_input_embeddings().weight  # type: ignore[operator]
         self.device, self.dtype = embedding.device, embedding.dtype
@@ -135,8 +140,10 @@ class CachedEngine:
     def _forward(self, feeds: Sequence[Feed]) -> Fed:
         plan = Plan(feeds, self.settings, self.gate, self.device, packs=packs(self.lm))
         self._cache.aim([feed.row.index for feed in feeds], plan.places, plan.width, fresh=plan.fresh)
-        with grouped(self.lm, plan.packing):
+        watched = self.observer.depths if self.observer is not None else ()
+        with grouped(self.lm, plan.packing), tapped(self.lm, watched) as blocks:
             logits, capture = self._run(plan)
+        self._show(plan, blocks)
         for feed in feeds:
             feed.row.length += len(feed.tokens)
         nothing: list[tuple[float, ...]] = [() for _ in feeds]
@@ -151,6 +158,8 @@ class CachedEngine:
     def withdraw(self, row: EngineRow, length: int) -> None:
         """Rolls the row back to its first `length` text rows."""
         row.length = length
+        if self.observer is not None:
+            self.observer.withdrawn(row, length)
         if self._pools:
             self._memory.cut(row.index, length)
 
@@ -197,6 +206,16 @@ class CachedEngine:
             if not plan.n_text:
                 self.parts.decoder(**call)
         return logits, capture
+
+    def _show(self, plan: Plan, blocks: Blocks) -> None:
+        """Shows the observer the states of the text rows just fed."""
+        if self.observer is None or not plan.n_text:
+            return
+        states = plan.grid(torch.stack([blocks[depth] for depth in self.observer.depths], dim=2))
+        for at, feed in enumerate(plan.feeds):
+            if feed.tokens:
+                start = plan.n_text - len(feed.tokens)
+                self.observer.fed(feed.row, feed.tokens, states[at, start : plan.n_text])
 
     def _text(self, plan: Plan, **call: Any) -> torch.Tensor:
         if plan.packing is None:

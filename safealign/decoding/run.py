@@ -184,8 +184,12 @@ class Run:
             row.stopped, row.unfed = row.stops.hit(row.tokens, row.spared), True
             # An end is the one token that its own verdict can take back: a refusal would take its place.
             row.shown = row.state.shown(len(row.tokens) - row.ended)
-            if row.final and not self._probes(row):
+            if row.final and not self._probes(row) and not self._is_looked_at(row):
                 row.end()
+
+    def _is_looked_at(self, row: DecodedRow) -> bool:
+        """Whether the state of the newest token is wanted. Of an end of turn it is not."""
+        return self.decoder.observed and row.tokens[-1] not in row.eos_ids
 
     def _probes(self, row: DecodedRow) -> tuple[Probe, ...]:
         if not self.options.safety:

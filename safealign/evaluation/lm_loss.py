@@ -11,7 +11,8 @@ from torch.nn.functional import cross_entropy
 from safealign.layout import Layout, Rendered, build_layout, request_row
 from safealign.layout.collate import collate_layouts
 from safealign.modeling.attach import SafetyParts
-from safealign.modeling.features import pad_ids, plan_for
+from safealign.modeling.features import plan_for
+from safealign.modeling.texts import pad_ids
 
 IGNORED = -100
 

@@ -18,6 +18,7 @@ from torch import nn
 from safealign.layout import RowKind
 from safealign.modeling.architectures import check_supported, decoder_layers, layer_masks
 from safealign.modeling.safety_token import HeadSettings, SafetyHead, SafetyToken
+from safealign.modeling.taps import tapped
 
 TOKEN_NAME = "safety_token"
 HEAD_NAME = "safety_head"
@@ -46,10 +47,6 @@ class RowPlan:
     last_only: bool = False
     text_rows: torch.Tensor | None = None
     text_columns: torch.Tensor | None = None
-
-
-class DeepEnough(Exception):
-    """Ends a `features_only` forward: the blocks above the head's deepest one would compute nothing it reads."""
 
 
 @dataclass
@@ -111,15 +108,20 @@ class SafetyParts:
         return found
 
     @contextmanager
-    def armed(self, plan: RowPlan) -> Iterator[Capture]:
-        """While open, the next forwards of the model carry the plan's safety rows."""
+    def armed(self, plan: RowPlan, depths: Sequence[int] | None = None) -> Iterator[Capture]:
+        """While open, the next forwards of the model carry the plan's safety rows.
+
+        `depths`: what is captured where it is not what the heads read.
+        """
         if self._active is not None:
             raise RuntimeError("the safety rows are armed already")
-        self._active = Capture(plan, self.depths)
-        try:
-            yield self._active
-        finally:
-            self._active = None
+        read = (self._read if depths is None else depths) if plan.capture else ()
+        with tapped(self.lm, read, stop=plan.features_only) as blocks:
+            self._active = Capture(plan, self.depths if depths is None else tuple(depths), blocks)
+            try:
+                yield self._active
+            finally:
+                self._active = None
 
     def features(
         self, row: torch.Tensor, mean: torch.Tensor | None = None, last: torch.Tensor | None = None
@@ -156,9 +158,6 @@ class SafetyParts:
     def _hook(self) -> list[Any]:
         handles = [self.decoder.register_forward_pre_hook(self._before_decoder, with_kwargs=True)]
         handles.append(self.decoder.register_forward_hook(self._after_decoder))
-        for depth in self._read:
-            if depth < len(self.layers):
-                handles.append(self.layers[depth - 1].register_forward_hook(self._after_block(depth)))
         return handles
 
     def _before_decoder(self, module: nn.Module, args: tuple[Any, ...], kwargs: dict[str, Any]) -> Any:
@@ -177,22 +176,10 @@ class SafetyParts:
         kwargs["attention_mask"] = self.masks.argument(mask, plan.text_rows, plan.text_columns, plan.n_safety)
         return (), kwargs
 
-    def _after_block(self, depth: int) -> Any:
-        def hook(module: nn.Module, args: Any, output: Any) -> None:
-            """Keeps the block's output."""
-            if self._active is not None and self._active.plan.capture:
-                self._active.blocks[depth] = output[0] if isinstance(output, tuple) else output
-                if self._active.plan.features_only and depth == self._read[-1]:
-                    raise DeepEnough
-
-        return hook
-
     def _after_decoder(self, module: nn.Module, args: Any, output: Any) -> Any:
         if self._active is None:
             return None
         plan, hidden = self._active.plan, output.last_hidden_state
-        if plan.capture and self._read[-1] == len(self.layers):
-            self._active.blocks[len(self.layers)] = hidden
         text = hidden[:, : hidden.shape[1] - plan.n_safety]
         if plan.last_only:
             # A copy: of a slice, matmul with frozen weights would expand the vocabulary's matrix for each sequence.

@@ -2,16 +2,17 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator, Sequence
-from contextlib import suppress
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 
 import torch
 
-from safealign.layout.collate import SafetyBatch, collate_layouts
+from safealign.layout.collate import SafetyBatch
 from safealign.layout.layout import Layout
-from safealign.modeling.attach import Capture, DeepEnough, RowPlan, SafetyParts
+from safealign.modeling.attach import Capture, RowPlan, SafetyParts
+from safealign.modeling.hidden import HiddenExtractor
 from safealign.modeling.safety_token import HeadSettings
+from safealign.modeling.texts import Text
 
 
 @dataclass
@@ -74,9 +75,12 @@ def layout_features(
     progress: Callable[[int], None] | None = None,
 ) -> list[torch.Tensor]:
     """Head inputs of every safety row, one `[S_i, width]` tensor per layout, in the given order, on the CPU."""
-    return _by_batches(parts, input_ids, layouts, batch_size, progress, batch_features)
+    texts = [Text.of_layout(ids, layout) for ids, layout in zip(input_ids, layouts, strict=True)]
+    found = HiddenExtractor.of_head(parts, batch_size).read(texts, progress=progress)
+    return [features.flatten(1) for features in found]
 
 
+@torch.no_grad()
 def layout_logits(
     parts: SafetyParts,
     input_ids: Sequence[Sequence[int]],
@@ -85,7 +89,13 @@ def layout_logits(
     progress: Callable[[int], None] | None = None,
 ) -> list[torch.Tensor]:
     """Safety logits of every safety row, one `[S_i]` fp32 tensor per layout, in the given order, on the CPU."""
-    return _by_batches(parts, input_ids, layouts, batch_size, progress, batch_logits)
+    found = layout_features(parts, input_ids, layouts, batch_size, progress)
+    if not found:
+        return []
+    device = parts.lm.get_input_embeddings().weight.device  # type: ignore[operator]
+    kinds = torch.tensor([int(row.kind) for layout in layouts for row in layout.safety], device=device)
+    logits: torch.Tensor = parts.head(torch.cat(found).to(device), parts.readouts(kinds)).cpu()
+    return list(logits.split([len(layout.safety) for layout in layouts]))
 
 
 def token_features(
@@ -99,48 +109,6 @@ def token_features(
 
     A response row sees the slot version that its layout says.
     """
-    return _by_batches(parts, input_ids, layouts, batch_size, None, _token_states, rows)
-
-
-def _token_states(parts: SafetyParts, capture: Capture, batch: SafetyBatch) -> torch.Tensor:
-    return capture.at(parts.token_depths).flatten(-2)
-
-
-@torch.no_grad()
-def _by_batches(
-    parts: SafetyParts,
-    input_ids: Sequence[Sequence[int]],
-    layouts: Sequence[Layout],
-    batch_size: int,
-    progress: Callable[[int], None] | None,
-    read: Callable[[SafetyParts, Capture, SafetyBatch], torch.Tensor],
-    rows: Sequence[Sequence[int]] | None = None,
-) -> list[torch.Tensor]:
-    """What `read` finds for each layout: of its safety rows, or of the text rows named in `rows`."""
-    results: dict[int, torch.Tensor] = {}
-    device = parts.lm.get_input_embeddings().weight.device  # type: ignore[operator]
-    for chosen in _length_batches([layout.n_text + len(layout.safety) for layout in layouts], batch_size):
-        batch = collate_layouts([layouts[i] for i in chosen]).to(device)
-        ids = pad_ids([input_ids[i] for i in chosen]).to(device)
-        plan = RowPlan(batch.n_safety, batch.mask, batch.position_ids, features_only=True)
-        with parts.armed(plan) as capture, suppress(DeepEnough):
-            parts.decoder(input_ids=ids, use_cache=False)
-        values = read(parts, capture, batch).cpu()
-        for row, index in enumerate(chosen):
-            results[index] = values[row, : len(layouts[index].safety)] if rows is None else values[row, rows[index]]
-        if progress is not None:
-            progress(len(chosen))
-    return [results[i] for i in range(len(layouts))]
-
-
-def pad_ids(rows: Sequence[Sequence[int]], value: int = 0) -> torch.Tensor:
-    """Pads id sequences on the right to one `[B, T]` tensor; the mask, not the value, hides the padding."""
-    width = max(len(row) for row in rows)
-    return torch.tensor([[*row, *([value] * (width - len(row)))] for row in rows])
-
-
-def _length_batches(lengths: Sequence[int], batch_size: int) -> Iterator[list[int]]:
-    """Batches of similar length, longest first, so that little padding is computed."""
-    order = sorted(range(len(lengths)), key=lambda i: -lengths[i])
-    for start in range(0, len(order), batch_size):
-        yield order[start : start + batch_size]
+    texts = [Text.at_rows(ids, at, layout) for ids, at, layout in zip(input_ids, rows, layouts, strict=True)]
+    found = HiddenExtractor.of_token_head(parts, batch_size).read(texts)
+    return [features.flatten(1) for features in found]

@@ -8,7 +8,7 @@ from typing import Any
 import torch
 
 from safealign.layout.collate import collate_layouts
-from safealign.modeling.features import pad_ids
+from safealign.modeling.texts import pad_ids
 from safealign.training.examples import IGNORED, Example
 
 EXAMPLE_KEY, LENGTH_KEY = "example", "length"

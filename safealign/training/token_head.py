@@ -11,10 +11,10 @@ from collections.abc import Sequence
 import torch
 
 from safealign.judges.linear import ITERATIONS, PENALTY_PER_TEXT, LogisticProbe
-from safealign.layout import Layout
 from safealign.modeling.attach import SafetyParts
-from safealign.modeling.features import token_features
+from safealign.modeling.hidden import HiddenExtractor
 from safealign.modeling.safety_token import SafetyHead
+from safealign.modeling.texts import Text
 from safealign.training.examples import IGNORED, Example
 
 _PER_ANSWER = 12  # labelled tokens read of each answer, evenly spaced: neighbours say the same
@@ -39,19 +39,19 @@ def fit_token_head(
     labels = torch.tensor([float(example.token_labels[row]) for example, rows in chosen for row in rows])
     if len(labels.unique()) < 2:
         return False
-    fit_linear(head, read_tokens(parts, chosen, autocast), labels, penalty * len(chosen))
+    states = read_tokens(HiddenExtractor.of_token_head(parts), chosen, autocast)
+    fit_linear(head, states, labels, penalty * len(chosen))
     return True
 
 
 def read_tokens(
-    parts: SafetyParts, chosen: Sequence[tuple[Example, Sequence[int]]], autocast: torch.dtype | None = None
+    extractor: HiddenExtractor, chosen: Sequence[tuple[Example, Sequence[int]]], autocast: torch.dtype | None = None
 ) -> torch.Tensor:
-    """The token head's inputs `[N, width]` at the rows chosen of each example, in order."""
-    ids, rows = [example.input_ids for example, _ in chosen], [rows for _, rows in chosen]
-    layouts = [_bare(example.layout) for example, _ in chosen]
-    device = parts.lm.get_input_embeddings().weight.device.type  # type: ignore[operator]
+    """States `[N, depths · H]` at the rows chosen of each example, in order."""
+    texts = [Text.at_rows(example.input_ids, rows) for example, rows in chosen]
+    device = extractor.device.type
     with torch.autocast(device, dtype=autocast or torch.bfloat16, enabled=autocast is not None):
-        return torch.cat(token_features(parts, ids, layouts, rows))
+        return torch.cat(extractor.read(texts)).flatten(1)
 
 
 def fit_linear(head: SafetyHead, features: torch.Tensor, labels: torch.Tensor, l2: float) -> None:
@@ -69,7 +69,3 @@ def labelled_rows(example: Example) -> list[int]:
     rows = [row for row, label in enumerate(example.token_labels) if label != IGNORED]
     step = max(1, len(rows) // _PER_ANSWER)
     return rows[step - 1 :: step]
-
-
-def _bare(layout: Layout) -> Layout:
-    return Layout(layout.n_text, (), (-1,) * layout.n_text, layout.last_query)

@@ -13,8 +13,9 @@ from safealign.data.rendering import Renderer
 from safealign.layout import Layout, Rendered, SafetyRow, build_layout, refresh_row, request_row, window_row
 from safealign.layout.collate import collate_layouts
 from safealign.modeling.attach import SafetyParts, attach
-from safealign.modeling.features import batch_logits, pad_ids, plan_for
+from safealign.modeling.features import batch_logits, plan_for
 from safealign.modeling.safety_token import HeadSettings
+from safealign.modeling.texts import pad_ids
 from safealign.modeling.tiny import tiny_model, tiny_tokenizer
 
 ANSWERED = (

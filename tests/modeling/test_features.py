@@ -13,11 +13,11 @@ from safealign.modeling.features import (
     batch_logits,
     layout_features,
     layout_logits,
-    pad_ids,
     plan_for,
     pool_states,
 )
 from safealign.modeling.safety_token import HeadSettings
+from safealign.modeling.texts import pad_ids
 from safealign.modeling.tiny import tiny_model, tiny_tokenizer
 
 QUESTIONS = ("Why?", "Tell me about the ocean", "Name a tree and a bird.")

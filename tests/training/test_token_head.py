@@ -10,6 +10,7 @@ import torch
 
 from safealign.layout import Layout
 from safealign.modeling.attach import SafetyParts, attach
+from safealign.modeling.hidden import HiddenExtractor
 from safealign.modeling.safety_token import HeadSettings
 from safealign.modeling.tiny import tiny_model
 from safealign.training.examples import IGNORED, Example
@@ -48,7 +49,7 @@ def test_it_tells_labelled_tokens_apart_on_unseen_answers(parts: SafetyParts) ->
     assert changed and all(name.startswith("safety_token_head.") for name in changed)
     chosen = [(example, _rows(example)) for example in examples[90:]]
     head: Any = parts.token_head
-    logits = head(read_tokens(parts, chosen))
+    logits = head(read_tokens(HiddenExtractor.of_token_head(parts), chosen))
     labels = torch.tensor([example.token_labels[row] for example, rows in chosen for row in rows])
     assert ((logits > 0) == (labels > 0)).float().mean() > 0.9
 
