@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 from collections import Counter
 from collections.abc import Callable, Sequence
 from dataclasses import replace
@@ -69,9 +70,14 @@ def is_large(source: str) -> bool:
     return path.exists() and sum(file.stat().st_size for file in files_of(path)) > LARGE
 
 
+def _cores() -> int:
+    """How many processor cores this process may use."""
+    return len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
+
+
 def _scanned(source: SourceConfig, say: Say | None) -> list[str]:
     """The faults of a large source, read to its end in bounded memory; says how it went."""
-    found = scan(source.source, source.fields, RefusalMatcher().refused)
+    found = scan(source.source, source.fields, RefusalMatcher().refused, processes=_cores())
     if say is not None:
         say(f"{source.source}: {found.rows:,} rows checked in {found.seconds:.1f} s ({found.rate:,.0f} rows/s)")
         if not found.n_problems:
