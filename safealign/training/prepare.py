@@ -268,7 +268,8 @@ def describe(data: TrainingData) -> list[str]:
 
 def _describe_pairs(pairs: dict[str, Any]) -> str:
     labels = ", ".join(f"{n} {label}" for label, n in sorted(pairs["labels"].items()))
-    left_out = f"; {pairs['too_long']} left out, longer than data.max_length" if pairs["too_long"] else ""
+    n = pairs["too_long"]
+    left_out = f"; {n} left out, longer than data.max_length or alike once cut to it" if n else ""
     return (
         f"preference pairs: {pairs['train']} ({labels}), {pairs['rows']:,} rows, "
         f"{pairs['validation']} for validation{left_out}"

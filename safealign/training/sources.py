@@ -4,8 +4,9 @@ from __future__ import annotations
 
 import os
 from collections import Counter
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Collection, Sequence
 from dataclasses import replace
+from itertools import count
 from pathlib import Path
 
 from safealign.config.groups import SourceConfig
@@ -122,10 +123,15 @@ def _named(records: Sequence[Record]) -> list[Record]:
     for number, record in enumerate(records):
         if not record.id:
             name = (record.where or f"{record.source}:{number}").replace("#", "_")
-            record = replace(record, id=name if name not in taken else f"{name}~{number}")
+            record = replace(record, id=free_name(name, taken) if name in taken else name)
             taken.add(record.id)
         found.append(record)
     return found
+
+
+def free_name(name: str, taken: Collection[str | None]) -> str:
+    """`name` with the first number that makes it one that is not taken."""
+    return next(found for n in count(1) if (found := f"{name}~{n}") not in taken)
 
 
 def _crowds(records: Sequence[Record]) -> list[str]:

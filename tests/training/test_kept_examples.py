@@ -22,7 +22,6 @@ from safealign.training.kept_examples import Joined, KeptExamples, kept_examples
 from safealign.training.packing_examples import pack_examples
 from safealign.training.sft import example_dataset
 
-
 RENDERER = Renderer(tiny_tokenizer())
 SETTINGS = ExampleSettings("Sorry, no", windows_per_answer=6, recovery_share=1.0)
 
