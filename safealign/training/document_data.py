@@ -5,7 +5,7 @@ from __future__ import annotations
 import hashlib
 import json
 from collections import Counter
-from collections.abc import Iterator, Sequence
+from collections.abc import Sequence
 from dataclasses import dataclass, field
 from itertools import islice
 from typing import Any
@@ -23,6 +23,7 @@ from safealign.training.labelling import NO_GUARD, Labeller
 from safealign.training.packing import Part, packed_example, parts_of, unpacked
 from safealign.training.prepare import Say
 
+SEARCHED = 20_000  # documents of a stream that are read at most to find those of validation
 COLUMNS = ("input_ids", "labels", "lengths", "verdicts")
 _FEATURES = Features(
     {
@@ -66,7 +67,7 @@ def prepare_documents(
     rows = [] if wanted.streaming else list(stream.rows())
     if not rows and not (wanted.streaming and any(True for _ in stream.documents())):
         raise DataError("data.documents: no document is left to train on: look at its sources and at the leak check")
-    held = list(stream.rows(_held_documents(stream)))
+    held = list(stream.rows(iter(_held_documents(stream, say))))
     train = _streamed(stream, config.seed) if wanted.streaming else Dataset.from_list(rows, features=_FEATURES)
     data = DocumentData(
         train,
@@ -125,12 +126,18 @@ def _streamed(stream: DocumentStream, seed: int) -> IterableDataset:
     return found.shuffle(seed=seed, buffer_size=buffer) if buffer else found
 
 
-def _held_documents(stream: DocumentStream) -> Iterator[Document]:
-    """The documents of validation; a stream is read until there are as many as wanted, or it ends."""
+def _held_documents(stream: DocumentStream, say: Say) -> list[Document]:
+    """The documents of validation; a stream is read until there are as many as wanted, it ends, or has cost enough."""
     wanted, fraction = stream.config.data.documents.validation, stream.config.data.val_fraction
     if not wanted or not fraction:
-        return iter(())
-    return islice(stream.documents(held=True), wanted)
+        return []
+    found = list(islice(stream.documents(held=True, read=SEARCHED), wanted))
+    if stream.config.data.documents.streaming and len(found) < wanted:
+        say(
+            f"documents: {len(found)} of {wanted} for validation; val_fraction={fraction:g} sets no more aside of the "
+            f"stream's first {SEARCHED:,}, or of all it has"
+        )
+    return found
 
 
 def _warm(stream: DocumentStream) -> list[Example]:
