@@ -246,11 +246,6 @@ def _rank_problems(config: TrainConfig) -> list[str]:
     many = world_size() > 1
     if many and config.objective.name == "pretraining":
         problems.append("objective=pretraining trains in one process for now: start it without a launcher")
-    if many and config.objective.name == "dpo":
-        problems.append(
-            "objective=dpo trains in one process for now (the reference's pass does not survive several): start it "
-            "without a launcher"
-        )
     if config.deepspeed.config is not None:
         if config.objective.name == "pretraining":
             problems.append("objective=pretraining trains without DeepSpeed for now: set deepspeed=none")

@@ -17,6 +17,7 @@ from trl import DPOTrainer
 from safealign.layout.collate import SafetyBatch
 from safealign.modeling.attach import Capture, RowPlan, SafetyParts
 from safealign.modeling.features import plan_for
+from safealign.training.accelerators import EveryRankWrites, standing_in
 from safealign.training.checkpoints.saving import CheckpointMixin
 from safealign.training.collator import LENGTH_KEY
 from safealign.training.health import HealthMixin
@@ -92,29 +93,35 @@ class SafetyDPOTrainer(SafetyLossMixin, HealthMixin, CheckpointMixin, OrderMixin
         return dataset
 
     def _precompute_ref_logps(self, dataset: Dataset, name: str, batch_size: int) -> Dataset:
-        """TRL's pass over the data, unless the cache holds its result."""
-        key = self._cache_key(dataset)
-        known = None if self.cache is None or key is None else self.cache.read(key, len(dataset))
+        """TRL's pass over the data, shared among the ranks, unless rank 0's cache holds its result."""
+        key, known = self._known(dataset)
         if known is not None:
             for column, side in zip(REFERENCE_KEYS, ("chosen", "rejected"), strict=True):
                 dataset = dataset.add_column(column, known[side].tolist())
             return dataset
-        dataset = super()._precompute_ref_logps(dataset, name, batch_size)
+        with standing_in(self, EveryRankWrites):
+            dataset = super()._precompute_ref_logps(dataset, name, batch_size)
         if self.cache is not None and key is not None and self.accelerator.is_main_process:
             chosen, rejected = (torch.tensor(dataset[column][:]) for column in REFERENCE_KEYS)
             self.cache.write(key, {"chosen": chosen, "rejected": rejected})
         return dataset
 
-    def _cache_key(self, dataset: Dataset) -> str | None:
-        """The same on every rank: rank 0's."""
+    def _known(self, dataset: Dataset) -> tuple[str | None, dict[str, torch.Tensor] | None]:
+        """The cache's key, and what is there: rank 0's, so that either all ranks compute or none does."""
         if self.cache is None:
-            return None
+            return None, None
+        found: list[Any] = [None, None]
+        if self.accelerator.is_main_process:
+            found[0] = key = self._cache_key(self.cache, dataset)
+            found[1] = None if key is None else self.cache.read(key, len(dataset))
+        broadcast_object_list(found, from_process=0)
+        return found[0], found[1]
+
+    def _cache_key(self, cache: ReferenceCache, dataset: Dataset) -> str | None:
         adapters = getattr(self.model, "peft_config", {})
         weights = reference_digest(self.model, REFERENCE_ADAPTER if REFERENCE_ADAPTER in adapters else None)
         columns = {name: dataset[name][:] for name in ("prompt_ids", "chosen_ids", "rejected_ids")}
-        key = [None if weights is None else self.cache.key(weights, columns)]
-        broadcast_object_list(key, from_process=0)
-        return key[0]
+        return None if weights is None else cache.key(weights, columns)
 
     def compute_ref_log_probs(self, model: Any, inputs: dict[str, Any]) -> Any:
         """TRL's, without safety rows, and scoring answers only."""

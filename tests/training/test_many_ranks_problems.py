@@ -10,7 +10,7 @@ from safealign.training.checks import config_problems
 
 @pytest.mark.parametrize(
     ("overrides", "said"),
-    [(["+recipe=llama_dpo"], "objective=dpo"), (["+recipe=llama_pretrain"], "objective=pretraining")],
+    [(["+recipe=llama_pretrain"], "objective=pretraining")],
 )
 def test_it_is_refused_in_two_processes_and_not_in_one(
     monkeypatch: pytest.MonkeyPatch, overrides: list[str], said: str

@@ -1,0 +1,196 @@
+"""Tiny jobs on one or several ranks over gloo, and what each step of them came to: losses, gradient norm, rows.
+
+`curve(folder, DPO, ranks=2, batch=2)` trains pairs on two ranks; jobs of one `batch * accumulation * ranks` see the same
+examples in the same steps, whatever the three are. More arguments go to TRL's config (`deepspeed={…}`).
+"""
+
+from __future__ import annotations
+
+import importlib.util
+import json
+import os
+import socket
+import sys
+from collections.abc import Sequence
+from dataclasses import dataclass, replace
+from pathlib import Path
+from types import ModuleType
+from typing import Any
+
+from dying_jobs import CONTEXT
+
+TESTS = Path(__file__).parent
+SFT, DPO = "sft", "dpo"
+LOSSES = ("loss", "grad_norm", "safety/loss")
+
+
+@dataclass
+class Curve:
+    """What the ranks left: rank 0's log by step, and per step and rank how many labelled safety rows it had."""
+
+    rows: list[dict[str, float]]
+    labelled: list[list[int]]
+    logs: list[str]
+
+    def of(self, name: str) -> list[float]:
+        return [row[name] for row in self.rows]
+
+
+def curve(
+    folder: Path, kind: str, *, ranks: int = 1, batch: int = 4, accumulation: int = 1, n: int = 19, **options: Any
+) -> Curve:
+    """Trains `n` examples or pairs, of which two in three have no safety label, for two epochs; raises where it fails."""
+    folder.mkdir(parents=True)
+    options |= {"per_device_train_batch_size": batch, "gradient_accumulation_steps": accumulation}
+    with socket.socket() as free:
+        free.bind(("127.0.0.1", 0))
+        port = free.getsockname()[1]
+    processes = []
+    for number in range(ranks):
+        world = {"RANK": number, "LOCAL_RANK": number, "WORLD_SIZE": ranks, "MASTER_PORT": port}
+        world |= {"MASTER_ADDR": "127.0.0.1", "GLOO_SOCKET_IFNAME": "lo", "ACCELERATE_USE_CPU": "true"}
+        environment = {key: str(value) for key, value in world.items()} if ranks > 1 or "deepspeed" in options else {}
+        arguments = (number, str(folder), environment, kind, n, options)
+        processes.append(CONTEXT.Process(target=_rank, args=arguments))
+        processes[-1].start()
+    for process in processes:
+        process.join(180)
+        if process.is_alive():
+            process.kill()
+            process.join()
+    logs = [(folder / f"log-{number}").read_text(encoding="utf-8") for number in range(ranks)]
+    statuses = [process.exitcode for process in processes]
+    assert statuses == [0] * ranks, f"{statuses}\n" + "\n".join(log[-3000:] for log in logs)
+    labelled = [json.loads((folder / f"labelled-{number}.json").read_text()) for number in range(ranks)]
+    rows = json.loads((folder / "rows.json").read_text())
+    return Curve(rows, [list(step) for step in zip(*labelled, strict=True)], logs)
+
+
+def _rank(number: int, folder: str, environment: dict[str, str], kind: str, n: int, options: dict[str, Any]) -> None:
+    stream = os.open(f"{folder}/log-{number}", os.O_WRONLY | os.O_CREAT | os.O_APPEND)
+    os.dup2(stream, 1), os.dup2(stream, 2)
+    os.environ |= environment
+    status = 1
+    try:
+        _train(number, Path(folder), kind, n, options)
+        status = 0
+    except BaseException:
+        import traceback
+
+        traceback.print_exc()
+    finally:
+        sys.stdout.flush(), sys.stderr.flush()
+        os._exit(status)
+
+
+def _train(number: int, folder: Path, kind: str, n: int, options: dict[str, Any]) -> None:
+    import torch
+    from transformers import TrainerCallback
+
+    from safealign.training.safety_loss import SafetyObjective
+
+    kit = _load("training_kit", TESTS / "training" / "conftest.py").Kit
+    settings = {
+        "num_train_epochs": 2,
+        "max_steps": -1,
+        "learning_rate": 0.05,
+        "optim": "sgd",
+        "max_grad_norm": 1.0,
+        "train_sampling_strategy": "group_by_length",
+        "length_column_name": "length",
+        "ddp_find_unused_parameters": False,
+        "ddp_timeout": 60,
+        "seed": 3,
+    }
+    make = {SFT: _sft, DPO: _dpo}[kind]
+    trainer = make(kit, folder, n, SafetyObjective(1.0), settings | options)
+    rows: list[dict[str, float]] = []
+    labelled: list[int] = []
+
+    class Keep(TrainerCallback):
+        def on_step_begin(self, *args: Any, **kwargs: Any) -> None:
+            labelled.append(0)
+
+        def on_log(self, args: Any, state: Any, control: Any, logs: Any = None, **kwargs: Any) -> None:
+            if "loss" in logs:
+                rows.append({"step": state.global_step} | {k: v for k, v in logs.items() if isinstance(v, float | int)})
+
+    real = trainer.compute_loss
+
+    def counted(model: Any, inputs: Any, *args: Any, **kwargs: Any) -> Any:
+        labelled[-1] += int((inputs["safety_labels"] >= 0).sum())
+        return real(model, inputs, *args, **kwargs)
+
+    trainer.compute_loss = counted
+    trainer.add_callback(Keep())
+    torch.manual_seed(0)
+    trainer.train()
+    if number == 0:
+        (folder / "rows.json").write_text(json.dumps(rows))
+    (folder / f"labelled-{number}.json").write_text(json.dumps(labelled))
+
+
+def _sft(kit: Any, folder: Path, n: int, objective: Any, settings: dict[str, Any]) -> Any:
+    from safealign.data.records import BENIGN, MALICIOUS
+
+    records = []
+    for i in range(n):
+        label = None if i % 3 else (BENIGN, MALICIOUS)[i % 2]
+        words = "so " * (i % 5)
+        records.append(kit.record(f"Tell {words}of {i}", f"It is {words}wide.", label, label and BENIGN))
+    return kit.safe_trainer(folder / "trainer", kit.examples(records), objective, **settings)
+
+
+def _dpo(kit: Any, folder: Path, n: int, objective: Any, settings: dict[str, Any]) -> Any:
+    from trl import DPOConfig
+
+    from safealign.data.preferences import Preference
+    from safealign.data.records import BENIGN, MALICIOUS, Message
+    from safealign.modeling.tiny import tiny_tokenizer
+    from safealign.training.dpo import SafetyDPOTrainer
+    from safealign.training.examples import ExampleSettings
+    from safealign.training.pair_examples import PairCollator, build_pair_examples, pair_dataset
+    from safealign.training.reference_cache import ReferenceCache
+
+    preferences = []
+    for i in range(n):
+        words, label = "so " * (i % 5), (BENIGN, MALICIOUS)[i % 2]
+        asked = (Message("user", f"Tell {words}of {i}"),)
+        chosen, rejected = (f"It is {words}wide.", "Sorry, no.")[:: 1 if label == BENIGN else -1]
+        preferences.append(Preference(asked, chosen, rejected, label, BENIGN, id=str(i)))
+    pairs = build_pair_examples(preferences, kit.renderer, ExampleSettings(kit.trigger), 0)
+    pairs = [replace(p, chosen=_bare(p.chosen), rejected=_bare(p.rejected)) if i % 3 else p for i, p in enumerate(pairs)]
+    lm, parts = kit.safe_model()
+    sft_weight, peft = settings.pop("sft_weight", 0.0), settings.pop("peft", None)
+    arguments = kit.arguments(folder / "trainer", **settings).to_dict()
+    known = DPOConfig.__dataclass_fields__
+    arguments = {key: value for key, value in arguments.items() if key in known and known[key].init}
+    arguments |= {"loss_type": settings.get("loss_type", "sigmoid"), "precompute_ref_log_probs": True}
+    return SafetyDPOTrainer(
+        model=lm,
+        args=DPOConfig(**arguments),
+        train_dataset=pair_dataset(pairs),
+        data_collator=PairCollator(pairs, tiny_tokenizer().pad_token_id),
+        processing_class=tiny_tokenizer(),
+        peft_config=peft,
+        parts=parts,
+        objective=objective,
+        sft_weight=sft_weight,
+        cache=ReferenceCache(folder / "reference", {}),
+    )
+
+
+def _bare(example: Any) -> Any:
+    """The example with safety rows that nobody labelled."""
+    layout = example.layout
+    rows: Sequence[Any] = [replace(row, label=None) for row in layout.safety]
+    return replace(example, layout=replace(layout, safety=tuple(rows)))
+
+
+def _load(name: str, path: Path) -> ModuleType:
+    spec = importlib.util.spec_from_file_location(name, path)
+    assert spec is not None and spec.loader is not None
+    module = importlib.util.module_from_spec(spec)
+    sys.modules[name] = module
+    spec.loader.exec_module(module)
+    return module
