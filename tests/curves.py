@@ -1,7 +1,8 @@
 """Tiny jobs on one or several ranks over gloo, and what each step of them came to: losses, gradient norm, rows.
 
-`curve(folder, DPO, ranks=2, batch=2)` trains pairs on two ranks; jobs of one `batch * accumulation * ranks` see the same
-examples in the same steps, whatever the three are. More arguments go to TRL's config (`deepspeed={…}`).
+`curve(folder, DPO, ranks=2, batch=2)` trains pairs on two ranks; jobs of one `batch * accumulation * ranks` see the
+same examples in the same steps, whatever the three are. More arguments: `adapter=True` for LoRA, `sft_weight` and
+`reference` (a folder) for preferences; all others go to TRL's config (`deepspeed={…}`).
 """
 
 from __future__ import annotations
@@ -26,10 +27,13 @@ LOSSES = ("loss", "grad_norm", "safety/loss")
 
 @dataclass
 class Curve:
-    """What the ranks left: rank 0's log by step, and per step and rank how many labelled safety rows it had."""
+    """What the ranks left: rank 0's log by step; per step and rank how many labelled safety rows it had; per rank how
+    many batches of the reference's pass it computed.
+    """
 
     rows: list[dict[str, float]]
     labelled: list[list[int]]
+    reference_batches: list[int]
     logs: list[str]
 
     def of(self, name: str) -> list[float]:
@@ -39,7 +43,7 @@ class Curve:
 def curve(
     folder: Path, kind: str, *, ranks: int = 1, batch: int = 4, accumulation: int = 1, n: int = 19, **options: Any
 ) -> Curve:
-    """Trains `n` examples or pairs, of which two in three have no safety label, for two epochs; raises where it fails."""
+    """Trains `n` examples or pairs for two epochs, two in three of them without a safety label; raises where it fails."""
     folder.mkdir(parents=True)
     options |= {"per_device_train_batch_size": batch, "gradient_accumulation_steps": accumulation}
     with socket.socket() as free:
@@ -61,9 +65,9 @@ def curve(
     logs = [(folder / f"log-{number}").read_text(encoding="utf-8") for number in range(ranks)]
     statuses = [process.exitcode for process in processes]
     assert statuses == [0] * ranks, f"{statuses}\n" + "\n".join(log[-3000:] for log in logs)
-    labelled = [json.loads((folder / f"labelled-{number}.json").read_text()) for number in range(ranks)]
-    rows = json.loads((folder / "rows.json").read_text())
-    return Curve(rows, [list(step) for step in zip(*labelled, strict=True)], logs)
+    found = [json.loads((folder / f"rank-{number}.json").read_text()) for number in range(ranks)]
+    labelled = [list(step) for step in zip(*(one["labelled"] for one in found), strict=True)]
+    return Curve(found[0]["rows"], labelled, [one["reference_batches"] for one in found], logs)
 
 
 def _rank(number: int, folder: str, environment: dict[str, str], kind: str, n: int, options: dict[str, Any]) -> None:
@@ -125,12 +129,13 @@ def _train(number: int, folder: Path, kind: str, n: int, options: dict[str, Any]
     trainer.add_callback(Keep())
     torch.manual_seed(0)
     trainer.train()
-    if number == 0:
-        (folder / "rows.json").write_text(json.dumps(rows))
-    (folder / f"labelled-{number}.json").write_text(json.dumps(labelled))
+    found = {"rows": rows, "labelled": labelled, "reference_batches": getattr(trainer, "reference_batches", 0)}
+    (folder / f"rank-{number}.json").write_text(json.dumps(found))
 
 
 def _sft(kit: Any, folder: Path, n: int, objective: Any, settings: dict[str, Any]) -> Any:
+    import torch
+
     from safealign.data.records import BENIGN, MALICIOUS
 
     records = []
@@ -138,10 +143,13 @@ def _sft(kit: Any, folder: Path, n: int, objective: Any, settings: dict[str, Any
         label = None if i % 3 else (BENIGN, MALICIOUS)[i % 2]
         words = "so " * (i % 5)
         records.append(kit.record(f"Tell {words}of {i}", f"It is {words}wide.", label, label and BENIGN))
+    settings["peft"] = kit.lora() if settings.pop("adapter", False) else None
+    torch.manual_seed(0)
     return kit.safe_trainer(folder / "trainer", kit.examples(records), objective, **settings)
 
 
 def _dpo(kit: Any, folder: Path, n: int, objective: Any, settings: dict[str, Any]) -> Any:
+    import torch
     from trl import DPOConfig
 
     from safealign.data.preferences import Preference
@@ -159,14 +167,25 @@ def _dpo(kit: Any, folder: Path, n: int, objective: Any, settings: dict[str, Any
         chosen, rejected = (f"It is {words}wide.", "Sorry, no.")[:: 1 if label == BENIGN else -1]
         preferences.append(Preference(asked, chosen, rejected, label, BENIGN, id=str(i)))
     pairs = build_pair_examples(preferences, kit.renderer, ExampleSettings(kit.trigger), 0)
-    pairs = [replace(p, chosen=_bare(p.chosen), rejected=_bare(p.rejected)) if i % 3 else p for i, p in enumerate(pairs)]
+    bare = [replace(pair, chosen=_bare(pair.chosen), rejected=_bare(pair.rejected)) for pair in pairs]
+    pairs = [bare[i] if i % 3 else pair for i, pair in enumerate(pairs)]
     lm, parts = kit.safe_model()
-    sft_weight, peft = settings.pop("sft_weight", 0.0), settings.pop("peft", None)
+    peft = kit.lora() if settings.pop("adapter", False) else None
+    sft_weight, reference = settings.pop("sft_weight", 0.0), settings.pop("reference", folder / "reference")
     arguments = kit.arguments(folder / "trainer", **settings).to_dict()
     known = DPOConfig.__dataclass_fields__
     arguments = {key: value for key, value in arguments.items() if key in known and known[key].init}
     arguments |= {"loss_type": settings.get("loss_type", "sigmoid"), "precompute_ref_log_probs": True}
-    return SafetyDPOTrainer(
+
+    class Counting(SafetyDPOTrainer):
+        reference_batches = 0
+
+        def compute_ref_log_probs(self, *args: Any) -> Any:
+            self.reference_batches += 1
+            return super().compute_ref_log_probs(*args)
+
+    torch.manual_seed(0)
+    return Counting(
         model=lm,
         args=DPOConfig(**arguments),
         train_dataset=pair_dataset(pairs),
@@ -176,7 +195,7 @@ def _dpo(kit: Any, folder: Path, n: int, objective: Any, settings: dict[str, Any
         parts=parts,
         objective=objective,
         sft_weight=sft_weight,
-        cache=ReferenceCache(folder / "reference", {}),
+        cache=ReferenceCache(reference, {}),
     )
 
 

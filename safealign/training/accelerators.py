@@ -1,10 +1,12 @@
-"""What TRL gets in place of its accelerator where its own answer would not do with several ranks."""
+"""What TRL gets in place of its accelerator where the accelerator's own answer would not do with several ranks."""
 
 from __future__ import annotations
 
 from collections.abc import Iterator
 from contextlib import contextmanager
 from typing import Any
+
+import torch
 
 
 class StandIn:
@@ -26,12 +28,34 @@ class EveryRankWrites(StandIn):
     is_main_process = True
 
 
+class RaggedGather(StandIn):
+    """For a batch that has more rows on one rank than on another; `rows`: how many of this one's count.
+
+    accelerate gathers tensors of one shape alone, and of an epoch's last batch it takes the first results off the
+    first ranks for those of the first examples, be they sums of a rank's whole batch.
+    """
+
+    def __init__(self, accelerator: Any, rows: int) -> None:
+        super().__init__(accelerator)
+        self.rows = rows
+
+    def gather(self, tensor: torch.Tensor) -> torch.Tensor:
+        """What counts, of all ranks: scalars as `[ranks]`, rows `[B]` (whose B may differ) one after the other."""
+        if tensor.dim() == 0:
+            every: torch.Tensor = self.accelerator.gather(tensor)
+            return every
+        mine = tensor[: self.rows].float()
+        found = self.accelerator.gather(self.accelerator.pad_across_processes(mine, pad_index=float("nan")))
+        return found[~found.isnan()].to(tensor.dtype)
+
+    gather_for_metrics = gather
+
+
 @contextmanager
-def standing_in(trainer: Any, stand_in: type[StandIn]) -> Iterator[None]:
-    """While open, `trainer.accelerator` is `stand_in`'s."""
-    accelerator = trainer.accelerator
-    trainer.accelerator = stand_in(accelerator)
+def standing_in(trainer: Any, stand_in: StandIn) -> Iterator[None]:
+    """While open, `trainer.accelerator` is `stand_in`."""
+    trainer.accelerator = stand_in
     try:
         yield
     finally:
-        trainer.accelerator = accelerator
+        trainer.accelerator = stand_in.accelerator

@@ -13,6 +13,7 @@ import torch
 
 from safealign.errors import DivergedError
 from safealign.training.agreeing import on_any_rank
+from safealign.training.uneven import NOBODY
 
 STOP, SKIP = "stop", "skip"
 NONFINITE_FILE = "nonfinite.jsonl"
@@ -81,7 +82,7 @@ class HealthMixin:
         if self.run_dir is None:
             return
         trainer: Any = self
-        numbers = dict.fromkeys(number for examples in self._batch for number in examples.tolist())
+        numbers = dict.fromkeys(n for examples in self._batch for n in examples.tolist() if n > NOBODY)
         ids = [self.example_ids.get(number, str(number)) for number in numbers]
         row = {"step": trainer.state.global_step + 1, "rank": trainer.args.process_index, "what": what, "ids": ids}
         with (self.run_dir / NONFINITE_FILE).open("a", encoding="utf-8") as stream:
