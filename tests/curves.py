@@ -2,7 +2,7 @@
 
 `curve(folder, DPO, ranks=2, batch=2)` trains pairs on two ranks; jobs of one `batch * accumulation * ranks` see the
 same examples in the same steps, whatever the three are. More arguments: `adapter=True` for LoRA, `sft_weight` and
-`reference` (a folder) for preferences; all others go to TRL's config (`deepspeed={…}`).
+`reference` (a folder) for preferences, `streaming` for documents; all others go to TRL's config (`deepspeed={…}`).
 """
 
 from __future__ import annotations
@@ -21,17 +21,18 @@ from typing import Any
 from dying_jobs import CONTEXT
 
 TESTS = Path(__file__).parent
-SFT, DPO = "sft", "dpo"
+SFT, DPO, DOCUMENTS = "sft", "dpo", "pretraining"
 LOSSES = ("loss", "grad_norm", "safety/loss")
 
 
 @dataclass
 class Curve:
-    """What the ranks left: rank 0's log by step; per step and rank how many labelled safety rows it had; per rank how
-    many batches of the reference's pass it computed.
+    """What the ranks left: rank 0's log by step; examples of an epoch (0: a stream); per step and rank how many
+    labelled safety rows it had; per rank how many batches of the reference's pass it computed.
     """
 
     rows: list[dict[str, float]]
+    n: int
     labelled: list[list[int]]
     reference_batches: list[int]
     logs: list[str]
@@ -43,7 +44,7 @@ class Curve:
 def curve(
     folder: Path, kind: str, *, ranks: int = 1, batch: int = 4, accumulation: int = 1, n: int = 19, **options: Any
 ) -> Curve:
-    """Trains `n` examples or pairs for two epochs, two in three of them without a safety label; raises where it fails."""
+    """Trains `n` examples or pairs for two epochs, two in three without a safety label; raises where it fails."""
     folder.mkdir(parents=True)
     options |= {"per_device_train_batch_size": batch, "gradient_accumulation_steps": accumulation}
     with socket.socket() as free:
@@ -67,7 +68,7 @@ def curve(
     assert statuses == [0] * ranks, f"{statuses}\n" + "\n".join(log[-3000:] for log in logs)
     found = [json.loads((folder / f"rank-{number}.json").read_text()) for number in range(ranks)]
     labelled = [list(step) for step in zip(*(one["labelled"] for one in found), strict=True)]
-    return Curve(found[0]["rows"], labelled, [one["reference_batches"] for one in found], logs)
+    return Curve(found[0]["rows"], found[0]["n"], labelled, [one["reference_batches"] for one in found], logs)
 
 
 def _rank(number: int, folder: str, environment: dict[str, str], kind: str, n: int, options: dict[str, Any]) -> None:
@@ -106,7 +107,7 @@ def _train(number: int, folder: Path, kind: str, n: int, options: dict[str, Any]
         "ddp_timeout": 60,
         "seed": 3,
     }
-    make = {SFT: _sft, DPO: _dpo}[kind]
+    make = {SFT: _sft, DPO: _dpo, DOCUMENTS: _documents}[kind]
     trainer = make(kit, folder, n, SafetyObjective(1.0), settings | options)
     rows: list[dict[str, float]] = []
     labelled: list[int] = []
@@ -129,7 +130,9 @@ def _train(number: int, folder: Path, kind: str, n: int, options: dict[str, Any]
     trainer.add_callback(Keep())
     torch.manual_seed(0)
     trainer.train()
-    found = {"rows": rows, "labelled": labelled, "reference_batches": getattr(trainer, "reference_batches", 0)}
+    examples = len(trainer.train_dataset) if hasattr(trainer.train_dataset, "__len__") else 0
+    found: dict[str, Any] = {"rows": rows, "n": examples, "labelled": labelled}
+    found["reference_batches"] = getattr(trainer, "reference_batches", 0)
     (folder / f"rank-{number}.json").write_text(json.dumps(found))
 
 
@@ -197,6 +200,35 @@ def _dpo(kit: Any, folder: Path, n: int, objective: Any, settings: dict[str, Any
         sft_weight=sft_weight,
         cache=ReferenceCache(reference, {}),
     )
+
+
+def _documents(kit: Any, folder: Path, n: int, objective: Any, settings: dict[str, Any]) -> Any:
+    """Set up from a config, as the command does it, but for the optimiser and its schedule."""
+    from rich.console import Console
+    from transformers.training_args import OptimizerNames
+
+    from safealign.config import compose
+    from safealign.training.document_data import prepare_documents
+    from safealign.training.pretraining import build_pretrainer
+
+    rows = [{"text": f"It rains at place {i}. " * (1 + i % 4)} for i in range(n)]
+    for i in range(0, n, 7):
+        rows[i]["label"] = ("benign", "malicious")[i % 2]
+    path = folder.parent / "documents.jsonl"
+    path.write_text("\n".join(json.dumps(row) for row in rows), encoding="utf-8")
+    overrides = ["+recipe=llama_pretrain", "debug=smoke", "model=tiny_random", "offline=true", "data.max_length=96"]
+    overrides += [f"data.documents.sources=[{{source: '{path}'}}]", "data.documents.validation=0"]
+    overrides += [f"trainer.batch_size={settings['per_device_train_batch_size']}", "trainer.max_steps=10"]
+    overrides += [f"trainer.gradient_accumulation={settings['gradient_accumulation_steps']}", f"run_dir={folder}"]
+    overrides += [f"data.documents.streaming={str(settings['streaming']).lower()}", "safety.lambda_cls=1"]
+    overrides += ["data.documents.shuffle_buffer=0", "trainer.logging_steps=1", "trainer.precision=fp32"]
+    config = compose(overrides)
+    data = prepare_documents(config, kit.renderer, lambda text: None)
+    lm, parts = kit.safe_model()
+    trainer = build_pretrainer(config, lm, kit.renderer, data, parts, Console(quiet=True))
+    trainer.args.optim, trainer.args.lr_scheduler_type = OptimizerNames.SGD, "constant"
+    trainer.args.learning_rate, trainer.args.warmup_steps = settings["learning_rate"], 0
+    return trainer
 
 
 def _bare(example: Any) -> Any:

@@ -244,8 +244,6 @@ def _rank_problems(config: TrainConfig) -> list[str]:
         how = "pip install -c constraints.txt -e '.[deepspeed]'"
         problems.append(f"deepspeed={config.deepspeed.name} needs the package deepspeed: {how}, or set deepspeed=none")
     many = world_size() > 1
-    if many and config.objective.name == "pretraining":
-        problems.append("objective=pretraining trains in one process for now: start it without a launcher")
     if config.deepspeed.config is not None:
         if config.objective.name == "pretraining":
             problems.append("objective=pretraining trains without DeepSpeed for now: set deepspeed=none")

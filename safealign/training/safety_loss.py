@@ -171,7 +171,7 @@ class SafetyLossMixin(UnevenMixin):
         found = verdict_metrics(self.take_verdicts(), self.categories or {})
         extra = {f"eval_safety/{name}": value for name, value in found.items()}
         if extra:
-            self.log(dict(extra))  # type: ignore[attr-defined]
+            self.log(dict(extra))
         return {**metrics, **extra}
 
     def create_optimizer(self, *args: Any, **kwargs: Any) -> Any:

@@ -12,7 +12,7 @@ from pathlib import Path
 from typing import Any
 
 import pytest
-from curves import DPO, LOSSES, SFT, Curve, curve
+from curves import DOCUMENTS, DPO, LOSSES, SFT, Curve, curve
 
 pytestmark = [pytest.mark.slow, pytest.mark.multiprocess]
 ALSO = {SFT: ("lm/loss", "mean_token_accuracy"), DPO: ("dpo/loss", "rewards/margins", "rewards/accuracies")}
@@ -63,6 +63,17 @@ def test_and_with_the_chosen_answers_loss(job: Callable[..., Curve]) -> None:
 @pytest.mark.parametrize("kind", [SFT, DPO])
 def test_and_with_an_adapter(job: Callable[..., Curve], kind: str) -> None:
     same(job(kind, adapter=True), job(kind, adapter=True, ranks=2, batch=2), LOSSES)
+
+
+@pytest.mark.parametrize("streaming", [False, True], ids=["in memory", "streamed"])
+def test_and_on_packed_documents(job: Callable[..., Curve], streaming: bool) -> None:
+    """Over more than one pass, whose last batch does not go round."""
+    alone = job(DOCUMENTS, n=42, streaming=streaming)
+    both = job(DOCUMENTS, n=42, streaming=streaming, ranks=2, batch=2)
+    rows = job(DOCUMENTS, n=42, streaming=False).n
+    assert rows < 40 and rows % 4, "10 steps of 4 rows"
+    same(alone, both, (*LOSSES, "lm/loss"))
+    assert [sum(step) for step in alone.labelled] == [sum(step) for step in both.labelled]
 
 
 def test_the_references_pass_is_written_once_and_read_by_both(tmp_path: Path) -> None:
