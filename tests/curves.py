@@ -12,7 +12,7 @@ import json
 import os
 import socket
 import sys
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
 from types import ModuleType
@@ -47,6 +47,28 @@ def curve(
     """Trains `n` examples or pairs for two epochs, two in three without a safety label; raises where it fails."""
     folder.mkdir(parents=True)
     options |= {"per_device_train_batch_size": batch, "gradient_accumulation_steps": accumulation}
+    launcher = ranks > 1 or "deepspeed" in options
+    statuses, logs = _launch(folder, ranks, _train, [(Path(folder), kind, n, options)] * ranks, launcher)
+    assert statuses == [0] * ranks, f"{statuses}\n" + "\n".join(log[-3000:] for log in logs)
+    found = [json.loads((folder / f"rank-{number}.json").read_text()) for number in range(ranks)]
+    labelled = [list(step) for step in zip(*(one["labelled"] for one in found), strict=True)]
+    return Curve(found[0]["rows"], found[0]["n"], labelled, [one["reference_batches"] for one in found], logs)
+
+
+def command(
+    folder: Path, argv: Sequence[str], ranks: int = 2, die: dict[int, tuple[str, int]] | None = None
+) -> tuple[list[int], list[str]]:
+    """`safealign.train` on several ranks: their statuses and what they printed.
+
+    `die={1: ("step", 6)}` kills rank 1 at the sixth time of an instant of `dying_jobs`.
+    """
+    return _launch(folder, ranks, _command, [(list(argv), (die or {}).get(rank)) for rank in range(ranks)], True)
+
+
+def _launch(
+    folder: Path, ranks: int, work: Callable[..., int], arguments: Sequence[tuple[Any, ...]], launcher: bool
+) -> tuple[list[int], list[str]]:
+    """Runs `work(rank, *arguments[rank])` in processes that see what a launcher sets, each with a log of its own."""
     with socket.socket() as free:
         free.bind(("127.0.0.1", 0))
         port = free.getsockname()[1]
@@ -54,9 +76,10 @@ def curve(
     for number in range(ranks):
         world = {"RANK": number, "LOCAL_RANK": number, "WORLD_SIZE": ranks, "MASTER_PORT": port}
         world |= {"MASTER_ADDR": "127.0.0.1", "GLOO_SOCKET_IFNAME": "lo", "ACCELERATE_USE_CPU": "true"}
-        environment = {key: str(value) for key, value in world.items()} if ranks > 1 or "deepspeed" in options else {}
-        arguments = (number, str(folder), environment, kind, n, options)
-        processes.append(CONTEXT.Process(target=_rank, args=arguments))
+        environment = {key: str(value) for key, value in world.items()} if launcher else {}
+        log = str(folder / f"log-{number}")
+        Path(log).unlink(missing_ok=True)
+        processes.append(CONTEXT.Process(target=_rank, args=(log, environment, work, number, arguments[number])))
         processes[-1].start()
     for process in processes:
         process.join(180)
@@ -64,21 +87,16 @@ def curve(
             process.kill()
             process.join()
     logs = [(folder / f"log-{number}").read_text(encoding="utf-8") for number in range(ranks)]
-    statuses = [process.exitcode for process in processes]
-    assert statuses == [0] * ranks, f"{statuses}\n" + "\n".join(log[-3000:] for log in logs)
-    found = [json.loads((folder / f"rank-{number}.json").read_text()) for number in range(ranks)]
-    labelled = [list(step) for step in zip(*(one["labelled"] for one in found), strict=True)]
-    return Curve(found[0]["rows"], found[0]["n"], labelled, [one["reference_batches"] for one in found], logs)
+    return [int(process.exitcode or 0) for process in processes], logs
 
 
-def _rank(number: int, folder: str, environment: dict[str, str], kind: str, n: int, options: dict[str, Any]) -> None:
-    stream = os.open(f"{folder}/log-{number}", os.O_WRONLY | os.O_CREAT | os.O_APPEND)
+def _rank(log: str, environment: dict[str, str], work: Callable[..., int], number: int, arguments: Any) -> None:
+    stream = os.open(log, os.O_WRONLY | os.O_CREAT | os.O_APPEND)
     os.dup2(stream, 1), os.dup2(stream, 2)
     os.environ |= environment
     status = 1
     try:
-        _train(number, Path(folder), kind, n, options)
-        status = 0
+        status = work(number, *arguments)
     except BaseException:
         import traceback
 
@@ -88,7 +106,18 @@ def _rank(number: int, folder: str, environment: dict[str, str], kind: str, n: i
         os._exit(status)
 
 
-def _train(number: int, folder: Path, kind: str, n: int, options: dict[str, Any]) -> None:
+def _command(number: int, argv: list[str], dies: tuple[str, int] | None) -> int:
+    from dying_jobs import arm
+
+    from safealign.commands import run_command
+    from safealign.train import main
+
+    if dies is not None:
+        arm(*dies)
+    return run_command(main, argv=argv, many_ranks=True)
+
+
+def _train(number: int, folder: Path, kind: str, n: int, options: dict[str, Any]) -> int:
     import torch
     from transformers import TrainerCallback
 
@@ -134,6 +163,7 @@ def _train(number: int, folder: Path, kind: str, n: int, options: dict[str, Any]
     found: dict[str, Any] = {"rows": rows, "n": examples, "labelled": labelled}
     found["reference_batches"] = getattr(trainer, "reference_batches", 0)
     (folder / f"rank-{number}.json").write_text(json.dumps(found))
+    return 0
 
 
 def _sft(kit: Any, folder: Path, n: int, objective: Any, settings: dict[str, Any]) -> Any:

@@ -99,6 +99,6 @@ def run(
 
 def losses(run_dir: Path) -> list[dict[str, Any]]:
     """Logged rows of training and of evaluations within it, apart from what depends on the clock."""
-    timed = ("time", "memory_gb", "per_second", "runtime")
+    timed = ("time", "memory_gb", "per_second", "runtime", "communication_share")
     rows = [json.loads(line) for line in (run_dir / "metrics.jsonl").read_text(encoding="utf-8").splitlines()]
     return [{k: v for k, v in row.items() if not k.endswith(timed)} for row in rows if "train_runtime" not in row]

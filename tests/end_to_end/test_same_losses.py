@@ -84,3 +84,10 @@ def test_the_references_pass_is_written_once_and_read_by_both(tmp_path: Path) ->
     assert [path.name for path in file.parent.iterdir()] == [file.name]
     assert first.reference_batches == [5, 5] and again.reference_batches == [0, 0]
     assert again.of("loss") == first.of("loss")
+
+
+@pytest.mark.parametrize("kind", [SFT, DPO])
+def test_the_share_of_communication_is_measured_where_there_is_some(job: Callable[..., Curve], kind: str) -> None:
+    shares = job(kind, n=19, ranks=2, batch=2).of("communication_share")
+    assert all(0.0 < share < 1.0 for share in shares)
+    assert not any("communication_share" in row for row in job(kind, n=19).rows)

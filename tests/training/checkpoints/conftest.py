@@ -107,7 +107,7 @@ class Job:
     def rows(self) -> list[dict[str, Any]]:
         """What was logged, apart from what depends on the clock."""
         lines = (self.folder / "metrics.jsonl").read_text(encoding="utf-8").splitlines()
-        timed = ("time", "memory_gb", "per_second", "runtime")
+        timed = ("time", "memory_gb", "per_second", "runtime", "communication_share")
         rows = [row for row in map(json.loads, lines) if "train_runtime" not in row]
         return [{k: v for k, v in row.items() if not k.endswith(timed)} for row in rows]
 
