@@ -1,4 +1,4 @@
-"""What a run notices about itself, as a mixin over TRL's trainers: numbers not finite, speed, memory, communication."""
+"""What a run notices about itself, as a mixin over TRL's trainers: numbers not finite, speed, memory, waiting."""
 
 from __future__ import annotations
 
@@ -108,8 +108,8 @@ class HealthMixin:
         )
 
     def log(self, logs: dict[str, float], *args: Any, **kwargs: Any) -> None:
-        """TRL's; beside the training loss tokens per second (evaluations and saves apart), peak memory, and the share of
-        the steps that went to communication, where that is measured.
+        """TRL's; beside the training loss tokens per second (evaluations and saves apart), peak memory, and the share
+        of the steps that went to communication, where that is measured.
         """
         if "loss" in logs and self._busy_seconds > 0:
             tokens = int(getattr(self, "_total_train_tokens", 0))
