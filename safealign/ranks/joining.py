@@ -12,6 +12,7 @@ from datetime import timedelta
 from typing import Any
 
 from safealign.errors import PreemptedError, RankError, SafealignError
+from safealign.ranks.compiling import tools_on_path
 from safealign.ranks.connecting import connect
 from safealign.ranks.ranks import Ranks, enter, exit_current
 from safealign.ranks.world import World, read_world
@@ -31,6 +32,8 @@ def joined(settings: Mapping[str, Any], *, alone_too: bool = False) -> Iterator[
     the ranks cannot meet or differ, or when another one has failed or gone.
     """
     world = read_world()
+    if alone_too:
+        tools_on_path()
     ranks = Ranks(world)
     if world.size > 1:
         store = _meet(world)

@@ -10,16 +10,16 @@ import sys
 import time
 from collections.abc import Iterator
 from dataclasses import dataclass, field
-from importlib.util import find_spec
 from pathlib import Path
 
 import pytest
 from nodes import ADDRESSES, CABLE, Nodes, NoNamespaces, two_nodes
 
 from safealign.commands import run_command
+from safealign.ranks.compiling import missing_compiler
 from safealign.train import main
 
-needs_deepspeed = pytest.mark.skipif(find_spec("deepspeed") is None, reason="the package deepspeed is not installed")
+needs_deepspeed = pytest.mark.skipif(missing_compiler() is not None, reason="DeepSpeed needs a C++ compiler on CPUs")
 pytestmark = [pytest.mark.slow, pytest.mark.multiprocess]
 STEPS = 16  # one epoch without its uneven last batch
 # Script, flags before the overrides, overrides. DeepSpeed's launcher is for DeepSpeed, torchrun here for DDP.
