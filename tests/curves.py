@@ -28,13 +28,15 @@ LOSSES = ("loss", "grad_norm", "safety/loss")
 @dataclass
 class Curve:
     """What the ranks left: rank 0's log by step; examples of an epoch (0: a stream); per step and rank how many
-    labelled safety rows it had; per rank how many batches of the reference's pass it computed.
+    labelled safety rows it had; per rank how many batches of the reference's pass it computed; what accelerate calls
+    the way the ranks work together.
     """
 
     rows: list[dict[str, float]]
     n: int
     labelled: list[list[int]]
     reference_batches: list[int]
+    engine: str
     logs: list[str]
 
     def of(self, name: str) -> list[float]:
@@ -52,7 +54,8 @@ def curve(
     assert statuses == [0] * ranks, f"{statuses}\n" + "\n".join(log[-3000:] for log in logs)
     found = [json.loads((folder / f"rank-{number}.json").read_text()) for number in range(ranks)]
     labelled = [list(step) for step in zip(*(one["labelled"] for one in found), strict=True)]
-    return Curve(found[0]["rows"], found[0]["n"], labelled, [one["reference_batches"] for one in found], logs)
+    passes = [one["reference_batches"] for one in found]
+    return Curve(found[0]["rows"], found[0]["n"], labelled, passes, found[0]["engine"], logs)
 
 
 def command(
@@ -76,6 +79,7 @@ def _launch(
     for number in range(ranks):
         world = {"RANK": number, "LOCAL_RANK": number, "WORLD_SIZE": ranks, "MASTER_PORT": port}
         world |= {"MASTER_ADDR": "127.0.0.1", "GLOO_SOCKET_IFNAME": "lo", "ACCELERATE_USE_CPU": "true"}
+        world["DS_ACCELERATOR"] = "cpu"
         environment = {key: str(value) for key, value in world.items()} if launcher else {}
         log = str(folder / f"log-{number}")
         Path(log).unlink(missing_ok=True)
@@ -121,8 +125,11 @@ def _train(number: int, folder: Path, kind: str, n: int, options: dict[str, Any]
     import torch
     from transformers import TrainerCallback
 
+    from safealign.training.callbacks.split_head import SplitHead
     from safealign.training.safety_loss import SafetyObjective
 
+    if "deepspeed" in options:
+        os.environ.pop("ACCELERATE_USE_CPU", None)  # with it accelerate leaves DeepSpeed out without a word
     kit = _load("training_kit", TESTS / "training" / "conftest.py").Kit
     settings = {
         "num_train_epochs": 2,
@@ -157,11 +164,13 @@ def _train(number: int, folder: Path, kind: str, n: int, options: dict[str, Any]
 
     trainer.compute_loss = counted
     trainer.add_callback(Keep())
+    trainer.add_callback(SplitHead())
     torch.manual_seed(0)
     trainer.train()
     examples = len(trainer.train_dataset) if hasattr(trainer.train_dataset, "__len__") else 0
     found: dict[str, Any] = {"rows": rows, "n": examples, "labelled": labelled}
     found["reference_batches"] = getattr(trainer, "reference_batches", 0)
+    found["engine"] = trainer.accelerator.distributed_type.value
     (folder / f"rank-{number}.json").write_text(json.dumps(found))
     return 0
 

@@ -13,7 +13,8 @@ from typing import Any
 
 CONTEXT = multiprocessing.get_context("forkserver")
 # Imported once; every job is forked from there.
-CONTEXT.set_forkserver_preload(["dying_jobs", "safealign.training.evaluating", "trl.trainer.dpo_trainer", "peft"])
+HEAVY = ["dying_jobs", "safealign.training.evaluating", "trl.trainer.dpo_trainer", "peft", "deepspeed"]
+CONTEXT.set_forkserver_preload(HEAVY)
 
 # Where a job can be told to die: module, attribute of it, and whether the call is made first.
 INSTANTS: dict[str, tuple[str, str, bool]] = {
