@@ -1,7 +1,8 @@
 """Rows per second and peak memory of checking a large JSONL file.
 
-`python -m benchmarks.validation rows=1000000 [out=FOLDER]` writes a file of invented harmless rows, of the shape that
-`data=jsonl` takes, checks it in a process of its own, and prints one line of JSON.
+`python -m benchmarks.validation rows=1000000 [processes=2] [out=FOLDER]` writes a file of invented harmless rows, of
+the shape that `data=jsonl` takes, checks it in processes of its own, and prints one line of JSON; memory is that of all
+of them together (Linux).
 """
 
 from __future__ import annotations
@@ -14,18 +15,18 @@ from pathlib import Path
 
 _WORDS = ("fold", "paper", "bird", "sheet", "press", "corner", "wing", "table", "garden", "letter", "bread", "river")
 _CHECK = """
-import json, sys, time
-from benchmarks.peak_memory import peak_memory, reset_peak
+import json, resource, sys, time
 from safealign.data.scanning import scan
 from safealign.judges.refusal import RefusalMatcher
-reset_peak()
-began = time.process_time()
-found = scan(sys.argv[1], refused=RefusalMatcher().refused)
-used = time.process_time() - began
-print(json.dumps({"rows": found.rows, "cpu_seconds": round(used, 2),
+processes = int(sys.argv[2])
+found = scan(sys.argv[1], refused=RefusalMatcher().refused, processes=processes)
+own, helpers = resource.getrusage(resource.RUSAGE_SELF), resource.getrusage(resource.RUSAGE_CHILDREN)
+used = own.ru_utime + own.ru_stime + helpers.ru_utime + helpers.ru_stime
+peak = own.ru_maxrss + (processes * helpers.ru_maxrss if processes > 1 else 0)  # of the largest helper, for each
+print(json.dumps({"rows": found.rows, "processes": processes, "cpu_seconds": round(used, 2),
                   "rows_per_cpu_second": round(found.rows / used),
                   "faults": found.n_problems, "seconds": round(found.seconds, 2),
-                  "rows_per_second": round(found.rate), "peak_mb": round(peak_memory() / 1e6)}))
+                  "rows_per_second": round(found.rate), "peak_mb": round(peak * 1024 / 1e6)}))
 """
 
 
@@ -49,7 +50,8 @@ def main(arguments: list[str]) -> None:
         path = Path(folder) / "rows.jsonl"
         write_rows(path, int(options.get("rows", "1000000")))
         size = path.stat().st_size / 1e6
-        done = subprocess.run([sys.executable, "-c", _CHECK, str(path)], capture_output=True, text=True, check=True)
+        command = [sys.executable, "-c", _CHECK, str(path), options.get("processes", "2")]
+        done = subprocess.run(command, stdout=subprocess.PIPE, text=True, check=True)
     print(json.dumps({"file_mb": round(size), **json.loads(done.stdout)}))
 
 

@@ -15,7 +15,7 @@ import os
 import re
 import sys
 import traceback
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -33,6 +33,7 @@ from safealign.config.composing import examine, refuse, to_object, to_yaml
 from safealign.config.overrides import conf_dir, explain, problems_of_overrides, write_out
 from safealign.config.roots import EvaluateConfig, register
 from safealign.config.sweeps import (
+    FAILED,
     FINISHED,
     JobRecord,
     job_name,
@@ -171,19 +172,26 @@ def _through_hydra(
     if parsed.multirun and (parsed.cfg or parsed.info):
         raise ConfigError("--cfg and --info show one config and run nothing: leave -m and the lists of values out")
     sweeps = record and parsed.multirun and not (parsed.help or parsed.hydra_help)
-    root, names = _plan_sweep(parsed.overrides, overrides, config_name, parsed.config_dir) if sweeps else (None, [])
+    root, jobs = _plan_sweep(parsed.overrides, overrides, config_name, parsed.config_dir) if sweeps else (None, {})
     keys, status = swept_keys(overrides) if sweeps else [], [0]
 
     def job(composed: DictConfig) -> None:
         """One job of Hydra: the only one, or one of a sweep, perhaps in a process of its own."""
         config, problems = to_object(composed, config_name)
-        refuse(problems)
         if HydraConfig.get().mode != RunMode.MULTIRUN or root is None:
+            refuse(problems)
             status[0] = max(status[0], _start(main, config, config_name, record))
             return
         number, given = HydraConfig.get().job.num, varied(HydraConfig.get().overrides.task, keys)
-        config.run_dir = str(Path(HydraConfig.get().sweep.dir) / job_name(given, number))
-        status[0] = max(status[0], _one_of_many(main, config, config_name, given))
+        folder = Path(HydraConfig.get().sweep.dir) / job_name(given, number)
+
+        def start() -> int:
+            """What is wrong with one combination of values is that job's own failure."""
+            refuse(problems)
+            config.run_dir = str(folder)
+            return _start(main, config, config_name, True)
+
+        status[0] = max(status[0], _one_of_many(start, folder, given))
 
     register()
     old_argv, old_setting = sys.argv, os.environ.get("HYDRA_FULL_ERROR")
@@ -194,7 +202,10 @@ def _through_hydra(
         sys.argv, os.environ["HYDRA_FULL_ERROR"] = [old_argv[0], *flags, *overrides, *place], "1"
         hydra.main(config_path=str(conf_dir()), config_name=config_name, version_base="1.3")(job)()
     except (HydraException, OmegaConfBaseException) as error:
-        raise ConfigError(explain(error, config_name)) from error
+        reason = explain(error, config_name)
+        if root is not None:
+            _note_refused(root, jobs, reason)
+        raise ConfigError(reason) from error
     except SystemExit as leaving:  # after --help and its kind
         return None, int(leaving.code or 0)
     finally:
@@ -203,7 +214,7 @@ def _through_hydra(
         if old_setting is not None:
             os.environ["HYDRA_FULL_ERROR"] = old_setting
     # A job in another process tells how it ended by its record alone.
-    unfinished = root is not None and is_main_process() and any(not _has_finished(root / name) for name in names)
+    unfinished = root is not None and is_main_process() and any(not _has_finished(root / name) for name in jobs)
     return root, max(status[0], USER_ERROR if unfinished else 0)
 
 
@@ -212,10 +223,17 @@ def _has_finished(folder: Path) -> bool:
     return record is not None and record.state == FINISHED
 
 
+def _note_refused(root: Path, jobs: Mapping[str, dict[str, str]], reason: str) -> None:
+    """Writes down why jobs have not started: Hydra composes all of them first, and refuses all for one of them."""
+    for name, values in jobs.items() if is_main_process() else ():
+        if JobRecord.read(root / name) is None:
+            JobRecord(values, FAILED, f"never started: {reason}", attempts=0).write(root / name)
+
+
 def _plan_sweep(
     overrides: list[str], written_out: list[str], config_name: str, config_dir: str | None
-) -> tuple[Path | None, list[str]]:
-    """The folder that a sweep's jobs have theirs in, and their names; None for a command without a run directory.
+) -> tuple[Path | None, dict[str, dict[str, str]]]:
+    """The folder that a sweep's jobs have theirs in, and what each varies; None for a command without a run directory.
 
     `written_out`: the overrides as Hydra gets them, by which it names what a job varies.
     Every value is tried in a config first: a job that cannot start is refused before the first has run for hours.
@@ -229,7 +247,7 @@ def _plan_sweep(
     refuse(list(dict.fromkeys(problem for _, problems in examined for problem in problems)))
     config = examined[0][0]
     if not hasattr(config, "run_dir"):
-        return None, []
+        return None, {}
     _settle(config)
     named = any(item.startswith("run_dir=") for item in overrides)
     root = Path(config.run_dir if named else f"{config.run_dir}-sweep")
@@ -237,14 +255,11 @@ def _plan_sweep(
     jobs = {job_name(values, number): values for number, values in enumerate(planned.values)} if planned else {}
     if jobs and is_main_process():
         _write(root, lambda: write_plan(root, jobs))
-    return root, list(jobs)
+    return root, jobs
 
 
-def _one_of_many(
-    main: Callable[..., int | None], config: Any, config_name: str, values: dict[str, str]
-) -> int:
+def _one_of_many(start: Callable[[], int], folder: Path, values: dict[str, str]) -> int:
     """Runs one job of a sweep and writes down what became of it; a mistake in one does not stop the others."""
-    folder = Path(config.run_dir)
     record = JobRecord.begin(folder, values) if is_main_process() else None
 
     def end(error: str) -> None:
@@ -252,7 +267,7 @@ def _one_of_many(
             record.end(folder, error)
 
     try:
-        status = _start(main, config, config_name, True)
+        status = start()
     except PreemptedError:
         end("preempted")
         raise  # the jobs after it have no machine either

@@ -19,6 +19,8 @@ from safealign.sweep import gather
 if TYPE_CHECKING:
     from safealign.training.tracking import Tracker
 
+_OTHERS = "Export and report are rank 0's."  # what the other ranks end with
+
 
 def main(config: TrainConfig) -> None:
     """Runs one training job as configured; everything it makes lies in `config.run_dir`.
@@ -49,7 +51,7 @@ def _tune(config: TrainConfig, console: Console, tracker: Tracker) -> str:
 
     built = build(config, console, tracker)
     if built is None:
-        return "Export and report are rank 0's."
+        return _OTHERS
     command = " ".join(["python -m safealign.train", *sys.argv[1:]])
     evaluated = evaluate_built(config, built, console, command, tracker)
     report = f"\nReport:  {Path(config.run_dir) / 'report' / 'summary.md'}" if evaluated else ""
@@ -60,6 +62,8 @@ def _pretrain(config: TrainConfig, console: Console, tracker: Tracker) -> str:
     from safealign.training.pretraining_job import build_pretrained
 
     export = build_pretrained(config, console, tracker)
+    if export is None:
+        return _OTHERS
     if config.suite.name != "none":
         console.print("no table: what it measures needs thresholds, which come with fine-tuning", highlight=False)
     return f"Export: {export}\nNext:    python -m safealign.train +recipe=llama_lora model.path={export}"

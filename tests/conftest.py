@@ -18,11 +18,15 @@ import pytest
 import torch
 from hypothesis import HealthCheck, settings
 
+from safealign.ranks.compiling import tools_on_path
+
 if TYPE_CHECKING:
     from safealign.model import SafeModel
 
 ROOT = Path(__file__).resolve().parents[1]
 sys.path.append(str(Path(__file__).parent))  # helper modules of this folder (`tiny_models`) import by their names
+
+tools_on_path()  # as a run that uses DeepSpeed does: its processes find one ninja, and compile once
 
 # No deadline: the machine that runs the tests may be busy with something else.
 settings.register_profile("safealign", deadline=None, suppress_health_check=[HealthCheck.too_slow])

@@ -13,7 +13,8 @@ from typing import Any
 
 CONTEXT = multiprocessing.get_context("forkserver")
 # Imported once; every job is forked from there.
-CONTEXT.set_forkserver_preload(["dying_jobs", "safealign.training.evaluating", "trl.trainer.dpo_trainer", "peft"])
+HEAVY = ["dying_jobs", "safealign.training.evaluating", "trl.trainer.dpo_trainer", "peft", "deepspeed"]
+CONTEXT.set_forkserver_preload(HEAVY)
 
 # Where a job can be told to die: module, attribute of it, and whether the call is made first.
 INSTANTS: dict[str, tuple[str, str, bool]] = {
@@ -99,6 +100,6 @@ def run(
 
 def losses(run_dir: Path) -> list[dict[str, Any]]:
     """Logged rows of training and of evaluations within it, apart from what depends on the clock."""
-    timed = ("time", "memory_gb", "per_second", "runtime")
+    timed = ("time", "memory_gb", "per_second", "runtime", "communication_share")
     rows = [json.loads(line) for line in (run_dir / "metrics.jsonl").read_text(encoding="utf-8").splitlines()]
     return [{k: v for k, v in row.items() if not k.endswith(timed)} for row in rows if "train_runtime" not in row]

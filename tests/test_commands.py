@@ -5,12 +5,16 @@ from __future__ import annotations
 import os
 from pathlib import Path
 from typing import Any
+from unittest import mock
 
 import pytest
 import yaml
+from hydra.errors import ConfigCompositionException
 
+from safealign import commands
 from safealign.commands import run_command
 from safealign.config import load_option
+from safealign.config.composing import to_object
 from safealign.config.overrides import options_of
 from safealign.config.sweeps import JobRecord, read_plan
 from safealign.errors import DataError
@@ -150,6 +154,42 @@ def test_a_job_that_fails_is_named_and_the_others_run(
     states = {name: record.state if record else None for name, record in records.items()}
     assert states == {"seed-0": "finished", "seed-1": "failed", "seed-2": "finished"}
     assert str(error) in records["seed-1"].error and str(error) in capsys.readouterr().err  # type: ignore[union-attr]
+
+
+def test_what_hydra_refuses_before_the_first_job_is_written_down(
+    seen: list[Any], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def refuse(*_: Any) -> None:
+        raise ConfigCompositionException("seed=1 goes with nothing")
+
+    assert run_command(seen.append, argv=["-m", "seed=choice(0)", "run_dir=x"]) == 0
+    sweeper = "hydra._internal.core_plugins.basic_sweeper.BasicSweeper.validate_batch_is_legal"
+    monkeypatch.setattr(sweeper, refuse)
+    assert run_command(seen.append, argv=["-m", "seed=0,1,2", "run_dir=x"]) == 2
+    assert len(seen) == 1
+    earlier = JobRecord.read(tmp_path / "x/seed-0")
+    assert earlier is not None and earlier.state == "finished"
+    for name in ("seed-1", "seed-2"):
+        record = JobRecord.read(tmp_path / "x" / name)
+        assert record is not None and record.state == "failed"
+        assert "never started" in record.error and "goes with nothing" in record.error
+
+
+def test_a_combination_that_is_wrong_fails_alone(seen: list[Any], tmp_path: Path) -> None:
+    """Every value by itself goes with the first of the others, so that only its job can find out."""
+    argv = ["-m", "+recipe=llama_lora,llama_pretrain", "data.documents.streaming=false,true", "run_dir=x"]
+    with mock.patch.object(commands, "to_object", side_effect=_odd) as odd:
+        assert run_command(seen.append, argv=argv) == 2
+    assert odd.call_count == 4 and len(seen) == 3
+    records = [JobRecord.read(tmp_path / "x" / name) for name in read_plan(tmp_path / "x")]
+    assert [record.state if record else None for record in records] == ["finished"] * 3 + ["failed"]
+    assert records[3] is not None and "a stream needs an end" in records[3].error
+
+
+def _odd(composed: Any, config_name: str) -> Any:
+    config, problems = to_object(composed, config_name)
+    wrong = composed.data.documents.streaming and composed.objective.name == "pretraining"
+    return config, [*problems, *(["a stream needs an end"] if wrong else [])]
 
 
 def test_a_sweep_that_is_interrupted_leaves_its_plan(seen: list[Any], tmp_path: Path) -> None:

@@ -88,10 +88,11 @@ def is_sound(row: Any, refused: Refused | None = None) -> bool:
     answer = row.get("response_label")
     if row.get("label") not in _LABEL_OR_NONE or answer not in _LABEL_OR_NONE or last == "system":
         return False
-    if not isinstance(row.get("complete", True), bool):
+    if not isinstance(row.get("complete", True), bool) or not isinstance(row.get("learn", True), bool):
         return False
-    if any(type(row.get(key)) not in _TEXT_OR_NONE for key in _TEXTS):
-        return False
+    for key in _TEXTS:
+        if type(row.get(key)) not in _TEXT_OR_NONE:
+            return False
     if answer is None:
         return True
     if last != "assistant":

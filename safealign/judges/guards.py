@@ -42,6 +42,10 @@ class ProbeGuard:
         """Probability that the request is harmful or, when given, that the answer is."""
         return self._requests.score(prompt) if response is None else self._answers.score(prompt, response)
 
+    def score_answers(self, prompts: Sequence[str], responses: Sequence[str]) -> list[float]:
+        """Of each answer the probability that it is harmful, whatever was asked."""
+        return self._answers.score_batch(responses)
+
 
 def _fitted(encode: Encode, what: str, texts: Sequence[tuple[str, bool]]) -> EmbeddingGuard:
     if len({harmful for _, harmful in texts}) < 2:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from typing import Protocol, runtime_checkable
 
 
@@ -11,4 +12,13 @@ class Guard(Protocol):
 
     def score(self, prompt: str, response: str | None = None) -> float:
         """Probability in [0, 1] that `prompt` is harmful, or, when given, that `response` to it is."""
+        ...
+
+
+@runtime_checkable
+class BatchGuard(Guard, Protocol):
+    """A guard that judges many answers for less than one at a time."""
+
+    def score_answers(self, prompts: Sequence[str], responses: Sequence[str]) -> list[float]:
+        """`score` of each pair."""
         ...

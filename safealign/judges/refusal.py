@@ -53,7 +53,7 @@ class RefusalMatcher:
         plain = flat_text(text)
         if plain.isascii():  # other letters may count as one of the signs' in another case
             small = plain.lower()
-            if self.trigger not in small and not any(sign in small for sign in SIGNS):
+            if self.trigger not in small and not _signed(small):
                 return False
         return self.find(text) is not None
 
@@ -75,6 +75,14 @@ class RefusalMatcher:
             return None
         first = min(hits)
         return Hit(offsets[first.start], first.rule)
+
+
+def _signed(small: str) -> bool:
+    """Does any sign of a refusal stand in it? A plain loop, since millions of rows are asked."""
+    for sign in SIGNS:  # noqa: SIM110
+        if sign in small:
+            return True
+    return False
 
 
 def normalise(text: str) -> tuple[str, list[int]]:

@@ -21,8 +21,9 @@ def safety_bce(
     """Mean binary cross-entropy in fp32 over rows whose label is not negative.
 
     `logits`, `labels`: same shape; labels in [0, 1], anything negative is ignored. `n_rows`: the global number of
-    labelled rows to divide by (across micro-batches and ranks); by default the number here. `label_smoothing` ε
-    moves labels to y(1-ε) + ε/2. A batch without labelled rows gives a differentiable zero.
+    labelled rows to divide by, across micro-batches and ranks (where gradients are averaged over ranks, their mean,
+    which may be below 1); by default the number here. `label_smoothing` ε moves labels to y(1-ε) + ε/2. A batch
+    without labelled rows gives a differentiable zero.
     """
     chosen = labels >= 0
     targets = labels[chosen].float() * (1.0 - label_smoothing) + 0.5 * label_smoothing
@@ -31,4 +32,4 @@ def safety_bce(
         logits[chosen].float(), targets, pos_weight=weight, reduction="sum"
     )
     count = chosen.sum() if n_rows is None else torch.as_tensor(n_rows, device=logits.device)
-    return (total + 0.0 * logits.float().sum()) / count.clamp(min=1)
+    return (total + 0.0 * logits.float().sum()) / torch.where(count > 0, count, 1)

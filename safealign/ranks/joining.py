@@ -11,23 +11,33 @@ from contextlib import contextmanager
 from datetime import timedelta
 from typing import Any
 
-from safealign.errors import RankError, SafealignError
+from safealign.errors import PreemptedError, RankError, SafealignError
+from safealign.ranks.compiling import tools_on_path
+from safealign.ranks.connecting import connect
 from safealign.ranks.ranks import Ranks, enter, exit_current
 from safealign.ranks.world import World, read_world
 
 # How long ranks wait for each other at the start, in seconds.
 JOIN_SECONDS, JOIN_VARIABLE = 300, "SAFEALIGN_JOIN_SECONDS"
+# How much later than a broken collective the line may know whose end broke it, in seconds.
+_TELLING = 5.0
 
 
 @contextmanager
 def joined(settings: Mapping[str, Any], *, alone_too: bool = False) -> Iterator[Ranks]:
     """While open, this process is one rank of its job: all have met, and all hold the same `settings` (nested).
 
-    At the end every rank waits for rank 0; one that fails tells those that wait. `alone_too`: a single process is made
-    a world of one, which DeepSpeed needs. Raises RankError with a sentence when the ranks cannot meet or differ.
+    At the end every rank waits for rank 0; one that fails tells the others, and one that dies is missed by them.
+    `alone_too`: a single process is made a world of one, which DeepSpeed needs. Raises RankError with a sentence when
+    the ranks cannot meet or differ, or when another one has failed or gone.
     """
     world = read_world()
-    ranks = Ranks(world, _meet(world) if world.size > 1 else None)
+    if alone_too:
+        tools_on_path()
+    ranks = Ranks(world)
+    if world.size > 1:
+        store = _meet(world)
+        ranks = Ranks(world, store, connect(world, store, _patience()))
     enter(ranks)
     added = {k: v for k, v in _environment(world, alone_too).items() if k not in os.environ}
     os.environ.update(added)
@@ -36,12 +46,20 @@ def joined(settings: Mapping[str, Any], *, alone_too: bool = False) -> Iterator[
         _join_group(world, ranks.store, alone_too)
         yield ranks
         ranks.finish()
+    except PreemptedError:
+        raise  # nothing has failed: every rank saves and ends
     except BaseException as error:
-        ranks.fail(str(error) if isinstance(error, SafealignError) else type(error).__name__)
+        # A collective that breaks is torch's RuntimeError, and says less than the line does a moment later.
+        verdict = ranks.verdict(_TELLING if isinstance(error, RuntimeError) else 0.0)
+        if verdict and isinstance(error, RuntimeError):
+            raise RankError(f"stopped, because {verdict}") from error
+        if not verdict:
+            ranks.fail(str(error) if isinstance(error, SafealignError) else type(error).__name__)
         raise
     else:
         _part()
     finally:
+        ranks.close()
         exit_current()
         for key in added:
             os.environ.pop(key, None)
@@ -74,11 +92,15 @@ def _environment(world: World, alone_too: bool) -> dict[str, str]:
     return found
 
 
+def _patience() -> float:
+    return float(os.environ.get(JOIN_VARIABLE, JOIN_SECONDS))
+
+
 def _meet(world: World) -> Any:
     """The store that all ranks share. Raises RankError when they are not all there in time, or two are the same."""
     from torch.distributed import DistError, PrefixStore, rendezvous
 
-    seconds = float(os.environ.get(JOIN_VARIABLE, JOIN_SECONDS))
+    seconds = _patience()
     patience = timedelta(seconds=seconds)
     try:
         found, _, _ = next(rendezvous("env://", rank=world.rank, world_size=world.size, timeout=patience))

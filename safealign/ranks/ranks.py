@@ -13,6 +13,7 @@ from contextlib import suppress
 from typing import TYPE_CHECKING, Any, TypeVar
 
 from safealign.errors import RankError
+from safealign.ranks.lifeline import Lifeline
 from safealign.ranks.world import World
 
 if TYPE_CHECKING:
@@ -24,10 +25,13 @@ _POLL = 0.2  # seconds
 
 
 class Ranks:
-    """All ranks of a job from one rank's side; without a store it is a single process and everything is at once."""
+    """All ranks of a job from one rank's side; without a store it is a single process and everything is at once.
 
-    def __init__(self, world: World, store: Any = None) -> None:
-        self.world, self.store = world, store
+    `line`: by which it is missed when it dies, and misses others.
+    """
+
+    def __init__(self, world: World, store: Any = None, line: Lifeline | None = None) -> None:
+        self.world, self.store, self.line = world, store, line
         self._stages = 0
 
     @property
@@ -99,22 +103,37 @@ class Ranks:
         try:
             # Asked for again and again rather than waited for: torch warns of every wait that runs out.
             while not self.store.check([key]):
+                if self.verdict():
+                    raise RankError(f"stopped, because {self.verdict()}")
                 if self.store.check([_FAILED]):
                     self.leave()
                     raise RankError(f"stopped, because {self._text(_FAILED)}")
                 time.sleep(_POLL)
             return self._text(key)
         except (DistError, RuntimeError) as error:
-            raise RankError("stopped, because rank 0 has gone: its own last lines say why") from error
+            why = self.verdict(seconds=2.0) or "rank 0 has gone: its own last lines say why"
+            raise RankError(f"stopped, because {why}") from error
 
     def fail(self, reason: str) -> None:
-        """Tells the ranks that wait why this one stops; the first reason stays."""
+        """Tells the other ranks why this one stops; the first reason stays."""
         if not self.several:
             return
+        sentence = f"{self.world.name} failed: {reason}"
+        if self.line is not None:
+            self.line.tell(sentence)
         with suppress(RuntimeError):  # the store may be what has failed
             if not self.store.check([_FAILED]):
-                self.store.set(_FAILED, f"{self.world.name} failed: {reason}")
+                self.store.set(_FAILED, sentence)
                 self.leave(seconds=5.0)
+
+    def verdict(self, seconds: float = 0.0) -> str:
+        """Why the job cannot go on, because of another rank; waits up to `seconds` for it, and is mostly empty."""
+        return "" if self.line is None else self.line.verdict(seconds)
+
+    def close(self) -> None:
+        """Nobody misses this rank from now on."""
+        if self.line is not None:
+            self.line.close()
 
     def finish(self) -> None:
         """Waits for rank 0's last word: the other ranks are done long before it has calibrated and exported."""

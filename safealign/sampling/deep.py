@@ -28,15 +28,15 @@ def write_long(
     writer: Writer,
     prompts: Sequence[Rendered],
     settings: SamplingSettings,
-    accepts: Callable[[int, str], bool],
+    accepts: Callable[[Sequence[int], Sequence[str]], Sequence[bool]],
     progress: Progress | None = None,
     kept: Portions | None = None,
 ) -> list[tuple[str, bool]]:
     """`(text, complete)` of each prompt, the likeliest words with repetitions penalised; "" where nothing is kept.
 
-    After every `deep_chunk` tokens `accepts(index, text)` is asked, with all of the text: at the first no, and where a
-    stretch mostly repeats what was said, the answer ends before that stretch, as one that was cut. The rest go on
-    together. Ids are continued, not text, so that the result is that of one long generation.
+    After every `deep_chunk` tokens `accepts(indices, texts)` is asked, with all of each text: at the first no, and
+    where a stretch mostly repeats what was said, the answer ends before that stretch, as one that was cut. The rest go
+    on together. Ids are continued, not text, so that the result is that of one long generation.
     """
     drafts = [_Draft(prompt) for prompt in prompts]
     limit, stretch, penalty = settings.deep_max_new_tokens, settings.deep_chunk, settings.deep_repetition_penalty
@@ -46,15 +46,16 @@ def write_long(
             break
         asked = [continued(drafts[index].prompt, drafts[index].ids) for index in going]
         new_ids = writer.write(asked, min(stretch, limit - written), None, progress, kept, penalty)
-        for index, new in zip(going, new_ids, strict=True):
-            _extend(drafts[index], new, writer, lambda text, index=index: accepts(index, text))  # type: ignore[misc]
+        longer = [(*drafts[index].ids, *new) for index, new in zip(going, new_ids, strict=True)]
+        texts = [writer.text(ids) for ids in longer]
+        accepted = accepts(going, [text for text, _ in texts])
+        for index, ids, (text, ended), good in zip(going, longer, texts, accepted, strict=True):
+            _extend(drafts[index], ids, text, ended, good)
     return [(draft.text.rstrip("\ufffd"), draft.complete) for draft in drafts]  # a character may be cut in the middle
 
 
-def _extend(draft: _Draft, new: Sequence[int], writer: Writer, accepts: Callable[[str], bool]) -> None:
-    ids = (*draft.ids, *new)
-    text, ended = writer.text(ids)
-    if not accepts(text) or repeats(draft.text, text):
+def _extend(draft: _Draft, ids: tuple[int, ...], text: str, ended: bool, accepted: bool) -> None:
+    if not accepted or repeats(draft.text, text):
         draft.open = False
         return
     draft.ids, draft.text, draft.complete, draft.open = ids, text, ended, not ended

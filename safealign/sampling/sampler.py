@@ -169,11 +169,13 @@ class Sampler:
             """The chosen requests with fresh answers."""
             limit = getattr(self.settings, f"{kind}_max_new_tokens")
             answers = self.answer([record.prompt for record in chosen], limit, progress, kept)
-            return [
-                _answered(record, text, complete, kind)
+            fit = [
+                (record, text, complete)
                 for record, (text, complete) in zip(chosen, answers, strict=True)
-                if len(text.split()) >= _MIN_WORDS and not unfit(text) and self._agreed(record, text)
+                if len(text.split()) >= _MIN_WORDS and not unfit(text)
             ]
+            agreed = self._agreed([record for record, *_ in fit], [text for _, text, _ in fit])
+            return [_answered(*one, kind) for one, agrees in zip(fit, agreed, strict=True) if agrees]
 
         key = self._key(kind, (f"{kind}_max_new_tokens",), _asked(chosen), self.labeller)
         return self._cached(key, sample)
@@ -181,9 +183,12 @@ class Sampler:
     def _sample_deep(
         self, chosen: Sequence[Record], refused: Refused, progress: Progress | None, kept: Portions
     ) -> list[Record]:
-        def accepts(index: int, text: str) -> bool:
-            """Whether the answer so far is what it is wanted for."""
-            return not refused(text) and self._agreed(chosen[index], text)
+        def accepts(indices: Sequence[int], texts: Sequence[str]) -> list[bool]:
+            """Of each answer so far, whether it is what it is wanted for."""
+            going = [(index, text) for index, text in zip(indices, texts, strict=True) if not refused(text)]
+            agreed = self._agreed([chosen[index] for index, _ in going], [text for _, text in going])
+            kept = {index for (index, _), agrees in zip(going, agreed, strict=True) if agrees}
+            return [index in kept for index in indices]
 
         rendered = [self.renderer.render(record.prompt) for record in chosen]
         answers = write_long(self._writer, rendered, self.settings, accepts, progress, kept)
@@ -193,8 +198,10 @@ class Sampler:
             if len(text.split()) >= _MIN_WORDS
         ]
 
-    def _agreed(self, record: Record, text: str) -> bool:
-        return self.labeller is None or self.labeller.agrees(record.label or BENIGN, record.request, text)
+    def _agreed(self, records: Sequence[Record], texts: Sequence[str]) -> list[bool]:
+        if self.labeller is None:
+            return [True] * len(texts)
+        return self.labeller.agrees([r.label or BENIGN for r in records], [r.request for r in records], texts)
 
     # ---- how it is written and kept ---------------------------------------------------------------------------
 

@@ -2,11 +2,14 @@
 
 from __future__ import annotations
 
+import os
 import re
 from collections.abc import Sequence
 from dataclasses import asdict
 from importlib.util import find_spec
 from typing import Any
+
+import torch
 
 from safealign.config.composing import load_option
 from safealign.config.fields import suggestion
@@ -18,6 +21,7 @@ from safealign.decoding.options import CALIBRATED, DecodingOptions
 from safealign.errors import ConfigError, SafealignError
 from safealign.modeling.safety_token import HeadSettings
 from safealign.ranks import world_size
+from safealign.ranks.compiling import missing_compiler
 from safealign.training.stages import SFT, stages
 
 _SMOOTHED = {"robust", "exo_pair", "aot", "aot_unpaired"}  # preference losses that read label_smoothing
@@ -244,15 +248,9 @@ def _rank_problems(config: TrainConfig) -> list[str]:
         how = "pip install -c constraints.txt -e '.[deepspeed]'"
         problems.append(f"deepspeed={config.deepspeed.name} needs the package deepspeed: {how}, or set deepspeed=none")
     many = world_size() > 1
-    if many and config.objective.name == "pretraining":
-        problems.append("objective=pretraining trains in one process for now: start it without a launcher")
     if many and config.objective.name == "srr":
         problems.append("objective=srr trains a small ranker in one process: start it without a launcher")
-    if many and config.objective.name == "dpo":
-        problems.append(
-            "objective=dpo trains in one process for now (the reference's pass does not survive several): start it "
-            "without a launcher"
-        )
+    problems += _cpu_problems(config)
     if config.deepspeed.config is not None:
         if config.objective.name == "pretraining":
             problems.append("objective=pretraining trains without DeepSpeed for now: set deepspeed=none")
@@ -270,6 +268,22 @@ def _rank_problems(config: TrainConfig) -> list[str]:
             for name in config.baselines
             if name in options_of("defense") and load_option("defense", name).kind == "trained"
         ]
+    return problems
+
+
+def _cpu_problems(config: TrainConfig) -> list[str]:
+    """What keeps DeepSpeed from running on CPUs, in one process or several."""
+    if config.deepspeed.config is None:
+        return []
+    stage, problems = f"deepspeed={config.deepspeed.name}", []
+    if os.environ.get("ACCELERATE_USE_CPU", "").lower() in ("1", "true", "yes", "y", "on", "t"):
+        problems.append(f"{stage}: ACCELERATE_USE_CPU is set, and accelerate leaves DeepSpeed out for it: unset it")
+    name = None if torch.cuda.is_available() else missing_compiler()
+    if name is not None:
+        problems.append(
+            f"{stage} compiles an extension for CPUs and finds no C++ compiler ({name}): install one (on Debian and "
+            "Ubuntu, apt install g++) or name it in CXX, or set deepspeed=none"
+        )
     return problems
 
 

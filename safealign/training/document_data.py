@@ -5,7 +5,7 @@ from __future__ import annotations
 import hashlib
 import json
 from collections import Counter
-from collections.abc import Iterator, Sequence
+from collections.abc import Sequence
 from dataclasses import dataclass, field
 from itertools import islice
 from typing import Any
@@ -17,12 +17,16 @@ from safealign.data.documents import Document, Fault, read_documents
 from safealign.data.records import LABELS
 from safealign.data.rendering import Renderer
 from safealign.errors import AssetError, DataError
+from safealign.ranks import world_size
+from safealign.training.collator import EXAMPLE_KEY
 from safealign.training.document_stream import BATCH, DocumentStream
 from safealign.training.examples import IGNORED, Example
 from safealign.training.labelling import NO_GUARD, Labeller
 from safealign.training.packing import Part, packed_example, parts_of, unpacked
 from safealign.training.prepare import Say
+from safealign.training.rank_rows import RankRows
 
+SEARCHED = 20_000  # documents of a stream that are read at most to find those of validation
 COLUMNS = ("input_ids", "labels", "lengths", "verdicts")
 _FEATURES = Features(
     {
@@ -38,8 +42,8 @@ _FEATURES = Features(
 class DocumentData:
     """What the pretraining stage trains on: packed rows in memory, or a stream of them (`n_rows` None).
 
-    `validation`: rows of documents that training does not see. `warm`: labelled parts, one to an example, on which the
-    head starts. `report` says where the documents came from and what was left out.
+    `validation`: rows of documents that training does not see, numbered. `warm`: labelled parts, one to an example, on
+    which the head starts. `report` says where the documents came from and what was left out.
     """
 
     train: Dataset | IterableDataset
@@ -66,12 +70,13 @@ def prepare_documents(
     rows = [] if wanted.streaming else list(stream.rows())
     if not rows and not (wanted.streaming and any(True for _ in stream.documents())):
         raise DataError("data.documents: no document is left to train on: look at its sources and at the leak check")
-    held = list(stream.rows(_held_documents(stream)))
+    held_out = iter(_held_documents(stream, say))
+    held = [row | {EXAMPLE_KEY: n} for n, row in enumerate(stream.rows(held_out))]
     train = _streamed(stream, config.seed) if wanted.streaming else Dataset.from_list(rows, features=_FEATURES)
     data = DocumentData(
         train,
         None if wanted.streaming else len(rows),
-        Dataset.from_list(held, features=_FEATURES) if held else None,
+        Dataset.from_list(held, features=Features({**_FEATURES, EXAMPLE_KEY: Value("int64")})) if held else None,
         warm,
         stream,
     )
@@ -120,17 +125,29 @@ def document_report(data: DocumentData) -> dict[str, Any]:
 
 
 def _streamed(stream: DocumentStream, seed: int) -> IterableDataset:
-    found = IterableDataset.from_generator(stream, features=_FEATURES)
+    """As one process reads it, or with a shard for each rank."""
+    ranks = world_size()
+    if ranks == 1:
+        found = IterableDataset.from_generator(stream, features=_FEATURES)
+    else:
+        rows = RankRows(stream, stream.config.trainer.batch_size, ranks)
+        found = IterableDataset.from_generator(rows, features=_FEATURES, gen_kwargs={"ranks": list(range(ranks))})
     buffer = stream.config.data.documents.shuffle_buffer
     return found.shuffle(seed=seed, buffer_size=buffer) if buffer else found
 
 
-def _held_documents(stream: DocumentStream) -> Iterator[Document]:
-    """The documents of validation; a stream is read until there are as many as wanted, or it ends."""
+def _held_documents(stream: DocumentStream, say: Say) -> list[Document]:
+    """The documents of validation; a stream is read until there are as many as wanted, it ends, or has cost enough."""
     wanted, fraction = stream.config.data.documents.validation, stream.config.data.val_fraction
     if not wanted or not fraction:
-        return iter(())
-    return islice(stream.documents(held=True), wanted)
+        return []
+    found = list(islice(stream.documents(held=True, read=SEARCHED), wanted))
+    if stream.config.data.documents.streaming and len(found) < wanted:
+        say(
+            f"documents: {len(found)} of {wanted} for validation; val_fraction={fraction:g} sets no more aside of the "
+            f"stream's first {SEARCHED:,}, or of all it has"
+        )
+    return found
 
 
 def _warm(stream: DocumentStream) -> list[Example]:

@@ -45,13 +45,14 @@ class DocumentStream:
         wanted = self.config.data.documents
         return round_robin([read_documents(s, self.config.offline, wanted.streaming) for s in wanted.sources])
 
-    def documents(self, held: bool = False) -> Iterator[Document]:
+    def documents(self, held: bool = False, read: int | None = None) -> Iterator[Document]:
         """The labelled documents of training, or (`held`) of validation, without leaks.
 
-        Raises DataError for rows that are no document: with all of them, or of a stream with the first.
+        `read`: of a stream, look at so many documents at most. Raises DataError for rows that are no document: with all
+        of them, or of a stream with the first.
         """
         if self.config.data.documents.streaming:
-            return self._labelled(sound(self.items()), held)
+            return self._labelled(islice(sound(self.items()), read), held)
         if held not in self._kept:
             self._kept[held] = list(self._labelled(iter(self._all), held))
         return iter(self._kept[held])

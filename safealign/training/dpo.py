@@ -17,6 +17,7 @@ from trl import DPOTrainer
 from safealign.layout.collate import SafetyBatch
 from safealign.modeling.attach import Capture, RowPlan, SafetyParts
 from safealign.modeling.features import plan_for
+from safealign.training.accelerators import EveryRankWrites, standing_in
 from safealign.training.checkpoints.saving import CheckpointMixin
 from safealign.training.collator import LENGTH_KEY
 from safealign.training.health import HealthMixin
@@ -24,6 +25,7 @@ from safealign.training.order import OrderMixin
 from safealign.training.pair_examples import REFERENCE_KEYS
 from safealign.training.reference_cache import ReferenceCache, reference_digest
 from safealign.training.safety_loss import SafetyLossMixin, SafetyObjective, compact_labels
+from safealign.training.uneven import NOBODY
 
 REFERENCE_ADAPTER = "ref"
 _PER_TOKEN = ("log_probs", "entropy", "log_sum_sq_probs", "mean_logits", "is_top1")
@@ -64,7 +66,10 @@ class SafetyDPOTrainer(SafetyLossMixin, HealthMixin, CheckpointMixin, OrderMixin
     """DPOTrainer on pairs with safety rows; needs `precompute_ref_log_probs=True` in its arguments.
 
     `sft_weight` is μ. `cache` keeps the reference's log-probabilities from one run to the next; None computes them.
+    TRL's loss is averaged over the pairs of a step, however they come in micro-batches and over ranks.
     """
+
+    sides = 2
 
     def __init__(
         self,
@@ -77,6 +82,7 @@ class SafetyDPOTrainer(SafetyLossMixin, HealthMixin, CheckpointMixin, OrderMixin
     ) -> None:
         self.parts, self.sft_weight, self.cache = parts, sft_weight, cache
         self.n_chosen_tokens: torch.Tensor | None = None
+        self.n_pairs: torch.Tensor | None = None
         super().__init__(*args, **kwargs)
         self.set_safety(parts, objective)
         policy: Any = self.model
@@ -92,29 +98,35 @@ class SafetyDPOTrainer(SafetyLossMixin, HealthMixin, CheckpointMixin, OrderMixin
         return dataset
 
     def _precompute_ref_logps(self, dataset: Dataset, name: str, batch_size: int) -> Dataset:
-        """TRL's pass over the data, unless the cache holds its result."""
-        key = self._cache_key(dataset)
-        known = None if self.cache is None or key is None else self.cache.read(key, len(dataset))
+        """TRL's pass over the data, shared among the ranks, unless rank 0's cache holds its result."""
+        key, known = self._known(dataset)
         if known is not None:
             for column, side in zip(REFERENCE_KEYS, ("chosen", "rejected"), strict=True):
                 dataset = dataset.add_column(column, known[side].tolist())
             return dataset
-        dataset = super()._precompute_ref_logps(dataset, name, batch_size)
+        with standing_in(self, EveryRankWrites(self.accelerator)):
+            dataset = super()._precompute_ref_logps(dataset, name, batch_size)
         if self.cache is not None and key is not None and self.accelerator.is_main_process:
             chosen, rejected = (torch.tensor(dataset[column][:]) for column in REFERENCE_KEYS)
             self.cache.write(key, {"chosen": chosen, "rejected": rejected})
         return dataset
 
-    def _cache_key(self, dataset: Dataset) -> str | None:
-        """The same on every rank: rank 0's."""
+    def _known(self, dataset: Dataset) -> tuple[str | None, dict[str, torch.Tensor] | None]:
+        """The cache's key, and what is there: rank 0's, so that either all ranks compute or none does."""
         if self.cache is None:
-            return None
+            return None, None
+        found: list[Any] = [None, None]
+        if self.accelerator.is_main_process:
+            found[0] = key = self._cache_key(self.cache, dataset)
+            found[1] = None if key is None else self.cache.read(key, len(dataset))
+        broadcast_object_list(found, from_process=0)
+        return found[0], found[1]
+
+    def _cache_key(self, cache: ReferenceCache, dataset: Dataset) -> str | None:
         adapters = getattr(self.model, "peft_config", {})
         weights = reference_digest(self.model, REFERENCE_ADAPTER if REFERENCE_ADAPTER in adapters else None)
         columns = {name: dataset[name][:] for name in ("prompt_ids", "chosen_ids", "rejected_ids")}
-        key = [None if weights is None else self.cache.key(weights, columns)]
-        broadcast_object_list(key, from_process=0)
-        return key[0]
+        return None if weights is None else cache.key(weights, columns)
 
     def compute_ref_log_probs(self, model: Any, inputs: dict[str, Any]) -> Any:
         """TRL's, without safety rows, and scoring answers only."""
@@ -126,10 +138,12 @@ class SafetyDPOTrainer(SafetyLossMixin, HealthMixin, CheckpointMixin, OrderMixin
         return super().compute_ref_log_probs(model, inputs)
 
     def get_batch_samples(self, *args: Any, **kwargs: Any) -> Any:
-        """Counts the chosen answers' tokens of all micro-batches of a step, for μ·L_sft."""
+        """Counts the pairs and the chosen answers' tokens of all micro-batches of a step."""
         batches, n_items = super().get_batch_samples(*args, **kwargs)
-        count = sum((_chosen_tokens(batch["completion_mask"]) for batch in batches), start=torch.tensor(0))
-        self.n_chosen_tokens = self._over_ranks(count)
+        numbers = [batch["safety_example"] for batch in batches]
+        tokens = [_chosen_tokens(b["completion_mask"], e) for b, e in zip(batches, numbers, strict=True)]
+        self.n_chosen_tokens = self._over_ranks(sum(tokens, start=torch.tensor(0)))
+        self.n_pairs = self._over_ranks(torch.tensor(sum(self.n_examples(examples) for examples in numbers)))
         return batches, n_items
 
     def compute_loss(self, model: Any, inputs: dict[str, Any], *args: Any, **kwargs: Any) -> Any:
@@ -139,40 +153,43 @@ class SafetyDPOTrainer(SafetyLossMixin, HealthMixin, CheckpointMixin, OrderMixin
             return super().compute_loss(model, inputs, *args, **kwargs)
         examples = inputs.pop("safety_example")
         policy = ArmedForward(model, self.parts, batch)
-        # Past the mixin, whose own is for losses that see labels.
-        loss = super(SafetyLossMixin, self).compute_loss(policy, inputs, *args, **kwargs)
+        with self.counting(examples):
+            # Past the mixin, whose own is for losses that see labels.
+            loss = super(SafetyLossMixin, self).compute_loss(policy, inputs, *args, **kwargs)
         assert policy.capture is not None
-        self._note("dpo/loss", loss)
+        loss = self._shared(loss, examples)
         loss = loss + self._safety_loss(policy.capture, batch, examples)
-        return loss + self._sft_loss(policy.output.log_probs, inputs["completion_mask"])
+        return loss + self._sft_loss(policy.output.log_probs, _chosen_tokens(inputs["completion_mask"], examples))
 
-    def _sft_loss(self, log_probs: torch.Tensor, completion_mask: torch.Tensor) -> torch.Tensor | float:
+    def _shared(self, loss: torch.Tensor, examples: torch.Tensor) -> torch.Tensor:
+        """TRL's mean over a micro-batch, weighed by its pairs: they add up to the mean over the pairs of the step."""
+        if not self._training or self.n_pairs is None:
+            self._note("dpo/loss", loss)
+            return loss
+        share = loss * (self.n_examples(examples) / self.n_pairs.to(loss.device))
+        self._note("dpo/loss", share)
+        return share * self._loss_divisor()
+
+    def _sft_loss(self, log_probs: torch.Tensor, here: torch.Tensor) -> torch.Tensor | float:
         """μ times the mean negative log-likelihood of chosen tokens, over all micro-batches of the step.
 
-        TRL's loss type `sft` is the mean of the micro-batches' means, which depends on how a batch is cut.
+        TRL's loss type `sft` is the mean of the micro-batches' means, which depends on how a batch is cut. `here`: how
+        many tokens this one has.
         """
         if self.sft_weight == 0:
             return 0.0
-        total = -log_probs[: len(log_probs) // 2].sum()
-        here = _chosen_tokens(completion_mask).clamp(min=1)
-        self._note("dpo/sft_loss", total / here)
-        if not self._training or self.n_chosen_tokens is None:
-            return self.sft_weight * total / here
-        count = self.n_chosen_tokens.clamp(min=1).to(total.device)
-        return self.sft_weight * total / count * self._loss_divisor()
-
-    def _note(self, name: str, value: torch.Tensor) -> None:
-        self._metrics["train" if self._training else "eval"][name].append(value.item())
-
-    @property
-    def _training(self) -> bool:
-        model: Any = self.model
-        return bool(model.training)
+        total = -log_probs[: len(log_probs) // 2].sum() * here.clamp(max=1)
+        in_step = self.n_chosen_tokens if self._training else None
+        count = here if in_step is None else in_step
+        share = total / torch.where(count > 0, count, 1).to(total.device)
+        self._note("dpo/sft_loss", share)
+        return self.sft_weight * share * (1 if in_step is None else self._loss_divisor())
 
 
-def _chosen_tokens(completion_mask: torch.Tensor) -> torch.Tensor:
-    """Tokens of the chosen answers that some row predicts."""
-    return completion_mask[: len(completion_mask) // 2, 1:].sum()
+def _chosen_tokens(completion_mask: torch.Tensor, examples: torch.Tensor) -> torch.Tensor:
+    """Tokens of the chosen answers that some row predicts, of pairs that count."""
+    half = len(completion_mask) // 2
+    return (completion_mask[:half, 1:] * (examples[:half, None] > NOBODY)).sum()
 
 
 def forget_reference(model: Any) -> None:

@@ -104,11 +104,15 @@ def build_examples(
     A record without an answer trains the request's verdict alone. A harmful answer is never a target of the
     language model; its windows are labelled, and a share of them becomes a recovery example besides.
     """
-    return [
-        example
-        for index, record in enumerate(records)
-        for example in _examples_of(record, renderer, settings, random.Random(f"{seed}/{index}/{record.id}"))
-    ]
+    return list(each_example(records, renderer, settings, seed))
+
+
+def each_example(
+    records: Sequence[Record], renderer: Renderer, settings: ExampleSettings, seed: int
+) -> Iterator[Example]:
+    """The examples of `build_examples`, one by one."""
+    for index, record in enumerate(records):
+        yield from _examples_of(record, renderer, settings, random.Random(f"{seed}/{index}/{record.id}"))
 
 
 def draw_slot(settings: ExampleSettings, rng: random.Random) -> Slot:

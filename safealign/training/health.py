@@ -1,4 +1,4 @@
-"""What a run notices about itself as a mixin over TRL's trainers: numbers that are not finite, speed and memory."""
+"""What a run notices about itself, as a mixin over TRL's trainers: numbers not finite, speed, memory, waiting."""
 
 from __future__ import annotations
 
@@ -13,6 +13,8 @@ import torch
 
 from safealign.errors import DivergedError
 from safealign.training.agreeing import on_any_rank
+from safealign.training.communication import Collectives
+from safealign.training.uneven import NOBODY
 
 STOP, SKIP = "stop", "skip"
 NONFINITE_FILE = "nonfinite.jsonl"
@@ -38,12 +40,19 @@ class HealthMixin:
     _all_busy_seconds = 0.0
     _tokens_before = 0
     _tokens_here = 0
+    _collectives: Collectives | None = None
+    _watches = False
+    _collective_before = 0.0
+    _collective_seconds = 0.0
+    _all_collective_seconds = 0.0
     first_step_at: float | None = None
 
     def training_step(self, model: Any, inputs: dict[str, Any], *args: Any, **kwargs: Any) -> Any:
         """TRL's, noting whose examples they were and whether the loss is finite."""
+        if not self._watches:
+            self._watches, self._collectives = True, Collectives.of(model, self.accelerator)  # type: ignore[attr-defined]
         if self._finite is None:
-            self._step_started = time.monotonic()
+            self._step_started, self._collective_before = time.monotonic(), self._in_collectives
             self.first_step_at = self.first_step_at or self._step_started
         if "safety_example" in inputs:
             self._batch += (inputs["safety_example"],)
@@ -57,6 +66,7 @@ class HealthMixin:
         norm = super()._get_grad_norm(model, grad_norm=grad_norm)  # type: ignore[misc]
         self._judge(norm)
         self._busy_seconds += time.monotonic() - self._step_started
+        self._collective_seconds += self._in_collectives - self._collective_before
         self._batch, self._finite = (), None
         return norm
 
@@ -81,7 +91,7 @@ class HealthMixin:
         if self.run_dir is None:
             return
         trainer: Any = self
-        numbers = dict.fromkeys(number for examples in self._batch for number in examples.tolist())
+        numbers = dict.fromkeys(n for examples in self._batch for n in examples.tolist() if n > NOBODY)
         ids = [self.example_ids.get(number, str(number)) for number in numbers]
         row = {"step": trainer.state.global_step + 1, "rank": trainer.args.process_index, "what": what, "ids": ids}
         with (self.run_dir / NONFINITE_FILE).open("a", encoding="utf-8") as stream:
@@ -98,22 +108,38 @@ class HealthMixin:
         )
 
     def log(self, logs: dict[str, float], *args: Any, **kwargs: Any) -> None:
-        """TRL's, with tokens per second (evaluations and saves apart) and peak memory beside the training loss."""
+        """TRL's; beside the training loss tokens per second (evaluations and saves apart), peak memory, and the share
+        of the steps that went to communication, where that is measured.
+        """
         if "loss" in logs and self._busy_seconds > 0:
             tokens = int(getattr(self, "_total_train_tokens", 0))
             logs["tokens_per_second"] = round((tokens - self._tokens_before) / self._busy_seconds, 1)
             logs["memory_gb"] = round(peak_memory() / 1e9, 3)
+            if self._collectives is not None:
+                logs["communication_share"] = round(self._collective_seconds / self._busy_seconds, 4)
             if self.skipped_steps:
                 logs["skipped_steps"] = self.skipped_steps
             self._tokens_here += tokens - self._tokens_before
             self._all_busy_seconds += self._busy_seconds
-            self._tokens_before, self._busy_seconds = tokens, 0.0
+            self._all_collective_seconds += self._collective_seconds
+            self._tokens_before, self._busy_seconds, self._collective_seconds = tokens, 0.0, 0.0
         super().log(logs, *args, **kwargs)  # type: ignore[misc]
 
     @property
     def mean_speed(self) -> float | None:
         """Tokens per second over all steps of this process; None before the first log."""
         return round(self._tokens_here / self._all_busy_seconds, 1) if self._all_busy_seconds else None
+
+    @property
+    def mean_communication(self) -> float | None:
+        """Share of all steps of this process that it was in collectives; None where that is not measured."""
+        if self._collectives is None or not self._all_busy_seconds:
+            return None
+        return round(self._all_collective_seconds / self._all_busy_seconds, 4)
+
+    @property
+    def _in_collectives(self) -> float:
+        return 0.0 if self._collectives is None else self._collectives.seconds
 
 
 def peak_memory() -> int:

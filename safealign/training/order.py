@@ -59,7 +59,9 @@ class OrderMixin:
         if type(sampler) is not LengthGroupedSampler:
             return sampler
         trainer: Any = self
-        order = EpochOrder(sampler.batch_size, lengths=sampler.lengths, seed=trainer.args.seed)
+        # Of all ranks, so that a step has the same examples on any number of them.
+        whole_batch = sampler.batch_size * trainer.args.world_size
+        order = EpochOrder(whole_batch, lengths=sampler.lengths, seed=trainer.args.seed)
         trainer.remove_callback(_Epochs)
         trainer.add_callback(_Epochs(order))
         return order

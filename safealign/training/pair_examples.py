@@ -44,15 +44,18 @@ class PairExample:
 def build_pair_examples(
     preferences: Sequence[Preference], renderer: Renderer, settings: ExampleSettings, seed: int
 ) -> list[PairExample]:
-    """Renders both sides of every pair, sorted by length; a pair whose prompt fills `max_length` is left out.
+    """Renders both sides of every pair, sorted by length.
 
+    Left out is a pair whose prompt fills `max_length`, and one whose sides are the same ids once they are cut to it:
+    neither is preferred.
     The order matters to the reference pass alone (training draws its own): it computes little padding that way.
     """
     found = [
         _pair(preference, renderer, settings, random.Random(f"{seed}/{index}/{preference.id}"))
         for index, preference in enumerate(preferences)
     ]
-    fitting = [pair for pair in found if all(len(side.input_ids) > pair.start for side in pair.sides)]
+    answered = [pair for pair in found if all(len(side.input_ids) > pair.start for side in pair.sides)]
+    fitting = [pair for pair in answered if pair.chosen.input_ids != pair.rejected.input_ids]
     return sorted(fitting, key=lambda pair: pair.n_tokens)
 
 

@@ -56,14 +56,7 @@ def build(config: TrainConfig, console: Console, tracker: Tracker | None = None)
     Raises ConfigError for settings that cannot work together.
     """
     started, tracker = time.monotonic(), tracker or Tracker()
-    refuse([*config_problems(config), *carried_problems(config)])
-    if config.trainer.threads:
-        torch.set_num_threads(config.trainer.threads)
-    torch.manual_seed(config.seed)
-    announce(config, console)
-    model, renderer = load_model(config)
-    refuse(model_problems(config, model))
-    base_digest = weights_digest(model)
+    model, renderer, base_digest = begin(config, console)
     data = current().first_then_others(lambda: prepare_data(config, model, renderer, console))
     current().agree("training data", {"base": base_digest, "digest": data.report["digest"]})
     require_examples(config, data)
@@ -81,6 +74,21 @@ def build(config: TrainConfig, console: Console, tracker: Tracker | None = None)
     verify_export(config, live, export, [record.prompt for record in [*data.calibration, *data.requests][:4]])
     console.print(f"exported and verified: {export}", highlight=False)
     return Built(export, data)
+
+
+def begin(config: TrainConfig, console: Console) -> tuple[Any, Renderer, str]:
+    """What every job starts with: checks, threads, seed, and the base model with its renderer and weights' digest.
+
+    Raises ConfigError for settings that cannot work together, or not with this model.
+    """
+    refuse([*config_problems(config), *carried_problems(config)])
+    if config.trainer.threads:
+        torch.set_num_threads(config.trainer.threads)
+    torch.manual_seed(config.seed)
+    announce(config, console)
+    model, renderer = load_model(config)
+    refuse(model_problems(config, model))
+    return model, renderer, weights_digest(model)
 
 
 def _calibrated_card(

@@ -19,8 +19,9 @@ from safealign.errors import DataError
 from safealign.evaluation.sets import load_set
 from safealign.sampling import DEEP
 from safealign.training.checks import data_problems
-from safealign.training.examples import Example, ExampleSettings, build_examples
+from safealign.training.examples import Example, ExampleSettings
 from safealign.training.guarding import guarded
+from safealign.training.kept_examples import kept_examples
 from safealign.training.leaking import Encode, LeakGuard
 from safealign.training.packing_examples import pack_examples
 from safealign.training.preparing_pairs import Pairs, prepare_pairs
@@ -42,11 +43,11 @@ class TrainingData:
     requests that nothing else sees.
     """
 
-    train: list[Example]
-    validation: list[Example]
+    train: Sequence[Example]
+    validation: Sequence[Example]
     requests: list[Record]
-    warm: list[Example]
-    warm_answers: list[Example]
+    warm: Sequence[Example]
+    warm_answers: Sequence[Example]
     calibration: list[Record]
     pairs: Pairs = field(default_factory=Pairs)
     report: dict[str, Any] = field(default_factory=dict)
@@ -113,11 +114,11 @@ def arrange(
     answered = _paired(requests, train, turns, config, 1.0) if SFT in stages(config) else []
     checked = _paired(validation, held, on_side(spliced, held), config, config.data.val_fraction)
     data = TrainingData(
-        train=_drawn(answered, renderer, config, 0, left_out),
-        validation=_drawn(checked, renderer, config, 1, left_out),
+        train=_drawn(answered, renderer, config, 0, left_out, say),
+        validation=_drawn(checked, renderer, config, 1, left_out, say),
         requests=requests,
-        warm=_drawn(warm, renderer, config, 0, left_out),
-        warm_answers=_warm_answers(requests, train, turns, renderer, config),
+        warm=_drawn(warm, renderer, config, 0, left_out, say),
+        warm_answers=_warm_answers(requests, train, turns, renderer, config, say),
         calibration=calibration,
     )
     if DPO in stages(config):
@@ -141,13 +142,12 @@ def leak_guard(config: TrainConfig, encode: Encode | None, say: Say) -> LeakGuar
 
 
 def _drawn(
-    records: Sequence[Record], renderer: Renderer, config: TrainConfig, side: int, left_out: list[str]
-) -> list[Example]:
+    records: Sequence[Record], renderer: Renderer, config: TrainConfig, side: int, left_out: list[str], say: Say
+) -> Sequence[Example]:
     """Examples of the records whose prompt fits into `data.max_length`; the others' ids go to `left_out`."""
-    examples = build_examples(records, renderer, example_settings(config), config.seed + side)
-    fitting = [example for example in examples if example.layout.last_query < config.data.max_length]
-    left_out += [example.id for example in examples if example.layout.last_query >= config.data.max_length]
-    return fitting
+    examples, too_long = kept_examples(records, renderer, example_settings(config), config.seed + side, say)
+    left_out += too_long
+    return examples
 
 
 def _mixed(records: Sequence[Record], config: TrainConfig, seed: int, share: float = 1.0) -> list[Record]:
@@ -176,7 +176,8 @@ def _warm_answers(
     spliced: Sequence[Record],
     renderer: Renderer,
     config: TrainConfig,
-) -> list[Example]:
+    say: Say,
+) -> Sequence[Example]:
     """Answers of every kind, many more than the model is trained on, for the start of the windows' read-out."""
     n = config.data.warm_answers
     counts = {"harmful_answers": n, "benign_answers": n, "transitions": n // 2, "refusals": n // 4, "prompts": 0}
@@ -184,8 +185,7 @@ def _warm_answers(
     beginnings = [_beginning(record) for record in requests]
     answers = pair(beginnings, [_beginning(r) for r in _harmful_answers(records)], pairing, config.seed, spliced)
     settings = replace(example_settings(config), windows_per_answer=_WARM_WINDOWS, recovery_share=0.0)
-    examples = build_examples(answers if n else [], renderer, settings, config.seed)
-    return [example for example in examples if example.layout.last_query < config.data.max_length]
+    return kept_examples(answers if n else [], renderer, settings, config.seed, say)[0]
 
 
 def _beginning(record: Record) -> Record:
@@ -268,7 +268,8 @@ def describe(data: TrainingData) -> list[str]:
 
 def _describe_pairs(pairs: dict[str, Any]) -> str:
     labels = ", ".join(f"{n} {label}" for label, n in sorted(pairs["labels"].items()))
-    left_out = f"; {pairs['too_long']} left out, longer than data.max_length" if pairs["too_long"] else ""
+    n = pairs["too_long"]
+    left_out = f"; {n} left out, longer than data.max_length or alike once cut to it" if n else ""
     return (
         f"preference pairs: {pairs['train']} ({labels}), {pairs['rows']:,} rows, "
         f"{pairs['validation']} for validation{left_out}"

@@ -17,6 +17,7 @@ from safealign.judges.refusal import RefusalMatcher
 from safealign.training.examples import ExampleSettings
 from safealign.training.leaking import LeakGuard
 from safealign.training.pair_examples import PairExample, build_pair_examples
+from safealign.training.sources import free_name
 from safealign.training.splitting import repeats, split
 
 
@@ -46,13 +47,15 @@ def collect_preferences(config: TrainConfig) -> tuple[list[Preference], list[str
 
 
 def _named_apart(preferences: Sequence[Preference]) -> list[Preference]:
-    """Two sources may use the same ids: the later ones get a number."""
-    taken: Counter[str] = Counter()
+    """Two sources may use the same ids: the later ones get a number, and no name that another has."""
+    taken, met = {preference.id for preference in preferences}, set[str]()
     found = []
     for preference in preferences:
-        n = taken[preference.id]
-        taken[preference.id] += 1
-        found.append(replace(preference, id=f"{preference.id}~{n}") if n else preference)
+        if preference.id in met:
+            preference = replace(preference, id=free_name(preference.id, taken))
+            taken.add(preference.id)
+        met.add(preference.id)
+        found.append(preference)
     return found
 
 

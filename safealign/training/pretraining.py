@@ -17,9 +17,11 @@ from trl import SFTConfig
 from safealign.config.roots import TrainConfig
 from safealign.data.rendering import Renderer
 from safealign.modeling.attach import SafetyParts
+from safealign.ranks import current
 from safealign.training.checkpoints.keeper import Keeper
-from safealign.training.collator import collate_examples
+from safealign.training.collator import EXAMPLE_KEY, collate_examples
 from safealign.training.document_data import COLUMNS, DocumentData
+from safealign.training.gathering import equalise
 from safealign.training.packing import packed_example
 from safealign.training.prepare import TrainingData
 from safealign.training.run import (
@@ -38,14 +40,18 @@ from safealign.training.tracking import Tracker
 
 
 class DocumentCollator:
-    """Packed rows to the tensors of `SafetyCollator`, their layouts built from the lengths that they carry."""
+    """Packed rows to the tensors of `SafetyCollator`, their layouts built from the lengths that they carry.
+
+    Rows of validation have a number, by which those are told apart that two ranks judge.
+    """
 
     def __init__(self, placement: str, pad_token_id: int) -> None:
         self.placement, self.pad_token_id = placement, pad_token_id
 
     def __call__(self, rows: Sequence[dict[str, Any]]) -> dict[str, torch.Tensor]:
         chosen = [packed_example(row, self.placement) for row in rows]
-        return collate_examples(chosen, range(len(chosen)), self.pad_token_id)
+        numbers = [row.get(EXAMPLE_KEY, place) for place, row in enumerate(rows)]
+        return collate_examples(chosen, numbers, self.pad_token_id)
 
 
 class SafetyPretrainingTrainer(SafetySFTTrainer):
@@ -67,15 +73,17 @@ def pretrain(
 ) -> TrainedModel:
     """Attaches the safety parts, starts the head warm on documents, trains; the model is changed in place.
 
-    `keeper`: as for `fit`.
+    `keeper`: as for `fit`. All ranks call it, and end with the same weights.
     """
     started = time.monotonic()
     parts = attach_from(config, model, renderer)
     goes_on = keeper is not None and keeper.resumed is not None
     if data.warm and config.safety.lambda_cls > 0 and not goes_on:
-        start_head(config, parts, TrainingData([], [], [], data.warm, [], []), console)
+        warm = TrainingData([], [], [], data.warm, [], [])
+        current().only_first(lambda: start_head(config, parts, warm, console))
     torch.manual_seed(config.seed)  # the adapter's first weights must not depend on what was done before
     trainer = build_pretrainer(config, model, renderer, data, parts, console)
+    equalise(trainer.model, parts)
     totals = [run_stage(trainer, config, PRETRAINING, 0, tracker, keeper)]
     if keeper is None or not keeper.finished:
         sum_up(config, trainer, totals, keeper, console)
@@ -91,6 +99,7 @@ def build_pretrainer(
     """The trainer with its data, collator, callbacks and loss."""
     common = common_arguments(config, data.n_rows or 0, data.validation is not None)
     common["train_sampling_strategy"] = "random"  # packed rows are of one length, and a stream has none to ask for
+    common["accelerator_config"] = {"dispatch_batches": False}  # a stream has a shard for each rank
     trainer = SafetyPretrainingTrainer(
         args=SFTConfig(**common, dataset_kwargs={"skip_prepare_dataset": True}),
         train_dataset=data.train,

@@ -5,31 +5,19 @@ from __future__ import annotations
 import time
 from pathlib import Path
 
-import torch
 from rich.console import Console
 
-from safealign.config.composing import refuse
 from safealign.config.roots import TrainConfig
 from safealign.data.records import Message
 from safealign.model import SafeModel
 from safealign.modeling.checkpoint import SafetyCard
-from safealign.modeling.loading import weights_digest
-from safealign.training.carrying import carried_problems
+from safealign.ranks import current
 from safealign.training.checkpoints.identity import pretraining_identity
 from safealign.training.checkpoints.keeper import Keeper
-from safealign.training.checks import config_problems, model_problems
 from safealign.training.digests import run_digests
 from safealign.training.document_data import DocumentData, document_report, prepare_documents
 from safealign.training.memory import release
-from safealign.training.pipeline import (
-    announce,
-    base_name,
-    load_model,
-    safety_card,
-    sayer,
-    verify_export,
-    write_export,
-)
+from safealign.training.pipeline import base_name, begin, safety_card, sayer, verify_export, write_export
 from safealign.training.prepare import TrainingData
 from safealign.training.pretraining import pretrain
 from safealign.training.tracking import Tracker
@@ -41,26 +29,22 @@ UNCALIBRATED = (
 _COMPARED = ("Hello.", "How do I bake bread?", "Tell me about the sea.")
 
 
-def build_pretrained(config: TrainConfig, console: Console, tracker: Tracker | None = None) -> Path:
-    """Runs the stage and returns its export, verified by loading it.
+def build_pretrained(config: TrainConfig, console: Console, tracker: Tracker | None = None) -> Path | None:
+    """Runs the stage and returns its export, verified by loading it; None on the ranks after the first.
 
     Raises ConfigError for settings that cannot work together, DataError for bad documents.
     """
-    started = time.monotonic()
-    refuse([*config_problems(config), *carried_problems(config)])
-    if config.trainer.threads:
-        torch.set_num_threads(config.trainer.threads)
-    torch.manual_seed(config.seed)
-    announce(config, console)
-    model, renderer = load_model(config)
-    refuse(model_problems(config, model))
-    tracker, base_digest = tracker or Tracker(), weights_digest(model)
-    data = prepare_documents(config, renderer, sayer(console))
+    started, tracker = time.monotonic(), tracker or Tracker()
+    model, renderer, base_digest = begin(config, console)
+    data = current().first_then_others(lambda: prepare_documents(config, renderer, sayer(console)))
+    current().agree("documents", {"base": base_digest, "digest": str(data.report.get("digest", "streamed"))})
     tracker.describe({"digests": run_digests(config, base_digest, renderer, data.report)})
     identity = pretraining_identity(config, base_digest, data.report)
     keeper = Keeper.open(config, identity, _card(config, data), base_name(config), sayer(console), started)
     trained = pretrain(config, model, renderer, data, console, tracker, keeper)
     release()
+    if not current().first:
+        return None
     console.print(f"trained in {trained.seconds / 60:.1f} min", highlight=False)
     card = keeper.calibrated_card or _card(config, data)
     export = write_export(config, trained, renderer, card, keeper)

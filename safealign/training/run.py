@@ -32,6 +32,7 @@ from safealign.training.checks import head_settings
 from safealign.training.collator import LENGTH_KEY, SafetyCollator
 from safealign.training.dpo import SafetyDPOTrainer, forget_reference
 from safealign.training.gathering import equalise, gather, hand_back
+from safealign.training.kept_examples import Joined
 from safealign.training.memory import release
 from safealign.training.pair_stage import pair_trainer
 from safealign.training.prepare import TrainingData
@@ -240,7 +241,7 @@ def _sft_trainer(
 ) -> SafetySFTTrainer:
     from trl import SFTConfig
 
-    everything = [*data.train, *data.validation]
+    everything = Joined(data.train, data.validation)
     n_train, pad = len(data.train), shared["processing_class"].pad_token_id or 0
     trainer = SafetySFTTrainer(
         args=SFTConfig(**common, dataset_kwargs={"skip_prepare_dataset": True}),

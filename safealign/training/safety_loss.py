@@ -17,9 +17,11 @@ from safealign.modeling.attach import HEAD_NAME, Capture, SafetyParts
 from safealign.modeling.features import batch_logits, plan_for
 from safealign.objectives.safety_bce import safety_bce
 from safealign.training.examples import IGNORED
+from safealign.training.uneven import UnevenMixin
 from safealign.training.verdict_metrics import verdict_metrics
 
 SAFETY_COLUMNS = ("example",)
+OWN_LOSSES = ("lm/loss", "safety/loss", "dpo/loss", "dpo/sft_loss")  # logged by us, each rank its part
 
 
 @dataclass(frozen=True)
@@ -70,7 +72,7 @@ def compact_labels(labels: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor]:
     return chosen, labels[:, 1:][chosen[:, :-1]].unsqueeze(0)
 
 
-class SafetyLossMixin:
+class SafetyLossMixin(UnevenMixin):
     """Adds the safety loss to a TRL trainer; `parts` and `objective` are set after construction."""
 
     parts: SafetyParts
@@ -92,7 +94,7 @@ class SafetyLossMixin:
 
     def get_batch_samples(self, *args: Any, **kwargs: Any) -> Any:
         """Counts the labelled safety rows of all micro-batches of a step, as TRL counts its target tokens."""
-        batches, n_items = super().get_batch_samples(*args, **kwargs)  # type: ignore[misc]
+        batches, n_items = super().get_batch_samples(*args, **kwargs)
         count = sum(((batch["safety_labels"] >= 0).sum() for batch in batches if "safety_labels" in batch), 0)
         self.n_safety_rows = self._over_ranks(torch.as_tensor(count))
         return batches, n_items
@@ -111,27 +113,36 @@ class SafetyLossMixin:
             return super().compute_loss(model, inputs, *args, **kwargs)  # type: ignore[misc]
         compact, shift_labels = compact_labels(inputs["labels"])
         inputs["shift_labels"] = shift_labels
-        with self.parts.armed(plan_for(batch, compact)) as capture:
+        with self.parts.armed(plan_for(batch, compact)) as capture, self.counting(examples):
             loss = super().compute_loss(model, inputs, *args, **kwargs)  # type: ignore[misc]
-        self._note_lm_loss(loss)
+        self._note("lm/loss", loss)
         return loss + self._safety_loss(capture, batch, examples)
 
-    def _note_lm_loss(self, loss: torch.Tensor) -> None:
-        """TRL's own part of the loss; a micro-batch's is divided by the tokens of the whole step."""
-        training: bool = self.model.training  # type: ignore[attr-defined]
-        parts = self.current_gradient_accumulation_steps if training else 1  # type: ignore[attr-defined]
-        self._metrics["train" if training else "eval"]["lm/loss"].append(loss.item() * parts)  # type: ignore[attr-defined]
+    def _note(self, name: str, share: torch.Tensor) -> None:
+        """Keeps a micro-batch's share of one of `OWN_LOSSES` for the log, which has the mean of all ranks.
+
+        Shares add up to the step's loss (an average over ranks, where there are several), and the log averages.
+        """
+        mode, parts = "eval", 1
+        if self._training:
+            mode, parts = "train", self.current_gradient_accumulation_steps  # type: ignore[attr-defined]
+        self._metrics[mode][name].append(share.item() * parts)  # type: ignore[attr-defined]
+
+    @property
+    def _training(self) -> bool:
+        trainer: Any = self
+        return bool(trainer.model.training)
 
     def _safety_loss(self, capture: Capture, batch: SafetyBatch, examples: torch.Tensor) -> torch.Tensor:
         logits = batch_logits(self.parts, capture, batch)
-        training: bool = self.model.training  # type: ignore[attr-defined]
         options = {"pos_weight": self.objective.pos_weight, "label_smoothing": self.objective.label_smoothing}
-        here = safety_bce(logits, batch.labels, **options)  # type: ignore[arg-type]
-        self._metrics["train" if training else "eval"]["safety/loss"].append(here.item())  # type: ignore[attr-defined]
-        if not training:
+        # Of the whole step's rows while training, of all ranks.
+        n_rows = self.n_safety_rows if self._training else None
+        step = safety_bce(logits, batch.labels, n_rows=n_rows, **options)  # type: ignore[arg-type]
+        self._note("safety/loss", step)
+        if not self._training:
             self.verdicts.add(logits, batch, examples)
-            return self.objective.lambda_cls * here
-        step = safety_bce(logits, batch.labels, n_rows=self.n_safety_rows, **options)  # type: ignore[arg-type]
+            return self.objective.lambda_cls * step
         return self.objective.lambda_cls * step * self._loss_divisor()
 
     def _loss_divisor(self) -> int:
@@ -142,6 +153,17 @@ class SafetyLossMixin:
         divided: bool | None = self.loss_is_scaled_for_ga  # type: ignore[attr-defined]
         return self.current_gradient_accumulation_steps if divided is False else 1  # type: ignore[attr-defined]
 
+    def log(self, logs: dict[str, float], *args: Any, **kwargs: Any) -> None:
+        """TRL's, with our own losses as they are over all ranks (which all call it)."""
+        trainer: Any = self
+        kept = trainer._metrics["train" if self._training else "eval"]
+        means = {name: sum(kept[name]) / len(kept[name]) for name in OWN_LOSSES if kept.get(name)}
+        if means and trainer.accelerator.num_processes > 1:
+            mine = torch.tensor([list(means.values())], dtype=torch.float64, device=trainer.accelerator.device)
+            means = dict(zip(means, trainer.accelerator.gather(mine).mean(dim=0).tolist(), strict=True))
+        kept.update({name: [mean] for name, mean in means.items()})
+        super().log(logs, *args, **kwargs)  # type: ignore[misc]
+
     def evaluate(self, *args: Any, **kwargs: Any) -> dict[str, float]:
         """TRL's evaluation, then AUROC and recall of request and window verdicts under `eval_safety/`."""
         self.take_verdicts()
@@ -149,7 +171,7 @@ class SafetyLossMixin:
         found = verdict_metrics(self.take_verdicts(), self.categories or {})
         extra = {f"eval_safety/{name}": value for name, value in found.items()}
         if extra:
-            self.log(dict(extra))  # type: ignore[attr-defined]
+            self.log(dict(extra))
         return {**metrics, **extra}
 
     def create_optimizer(self, *args: Any, **kwargs: Any) -> Any:

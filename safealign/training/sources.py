@@ -2,9 +2,11 @@
 
 from __future__ import annotations
 
+import os
 from collections import Counter
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Collection, Sequence
 from dataclasses import replace
+from itertools import count
 from pathlib import Path
 
 from safealign.config.groups import SourceConfig
@@ -69,9 +71,14 @@ def is_large(source: str) -> bool:
     return path.exists() and sum(file.stat().st_size for file in files_of(path)) > LARGE
 
 
+def _cores() -> int:
+    """How many processor cores this process may use."""
+    return len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
+
+
 def _scanned(source: SourceConfig, say: Say | None) -> list[str]:
     """The faults of a large source, read to its end in bounded memory; says how it went."""
-    found = scan(source.source, source.fields, RefusalMatcher().refused)
+    found = scan(source.source, source.fields, RefusalMatcher().refused, processes=_cores())
     if say is not None:
         say(f"{source.source}: {found.rows:,} rows checked in {found.seconds:.1f} s ({found.rate:,.0f} rows/s)")
         if not found.n_problems:
@@ -116,10 +123,15 @@ def _named(records: Sequence[Record]) -> list[Record]:
     for number, record in enumerate(records):
         if not record.id:
             name = (record.where or f"{record.source}:{number}").replace("#", "_")
-            record = replace(record, id=name if name not in taken else f"{name}~{number}")
+            record = replace(record, id=free_name(name, taken) if name in taken else name)
             taken.add(record.id)
         found.append(record)
     return found
+
+
+def free_name(name: str, taken: Collection[str | None]) -> str:
+    """`name` with the first number that makes it one that is not taken."""
+    return next(found for n in count(1) if (found := f"{name}~{n}") not in taken)
 
 
 def _crowds(records: Sequence[Record]) -> list[str]:

@@ -18,8 +18,9 @@ SUMMARY_FILE = "training.json"
 class StageTotals:
     """Of one stage in this process: what an earlier one did before it was interrupted is in `steps` and `tokens` alone.
 
-    `seconds`: of training, evaluations and saves included; `saving_seconds`: of these, checkpoints; `first_step_at`: by
-    the monotonic clock, None where no step was left to do.
+    `seconds`: of training, evaluations and saves included; `saving_seconds`: of these, checkpoints;
+    `communication_share`: of the steps, None where it is not measured (one process, a GPU, DeepSpeed); `first_step_at`:
+    by the monotonic clock, None where no step was left to do.
     """
 
     stage: str
@@ -28,6 +29,7 @@ class StageTotals:
     seconds: float
     saving_seconds: float
     tokens_per_second: float | None
+    communication_share: float | None
     skipped_steps: int
     last: dict[str, float]
     first_step_at: float | None
@@ -46,6 +48,7 @@ def stage_totals(trainer: Any, stage: str, seconds: float) -> StageTotals:
         seconds=round(seconds, 3),
         saving_seconds=round(trainer.saving_seconds, 3),
         tokens_per_second=trainer.mean_speed,
+        communication_share=trainer.mean_communication,
         skipped_steps=trainer.skipped_steps,
         first_step_at=trainer.first_step_at,
         last={**({"loss": logged[-1]["loss"]} if logged else {}), **evaluated},
@@ -79,5 +82,7 @@ def write_totals(
 def _line(stage: StageTotals) -> str:
     speed = "" if stage.tokens_per_second is None else f" at {stage.tokens_per_second:,.0f} a second"
     skipped = f"; {stage.skipped_steps} steps skipped, not finite" if stage.skipped_steps else ""
+    share = stage.communication_share
+    waited = "" if share is None else f", {share:.1%} of the steps in communication"
     loss = f"; last loss {stage.last['loss']:.3f}" if "loss" in stage.last else ""
-    return f"{stage.stage}: {stage.steps} steps, {stage.tokens:,} tokens{speed}{loss}{skipped}"
+    return f"{stage.stage}: {stage.steps} steps, {stage.tokens:,} tokens{speed}{waited}{loss}{skipped}"

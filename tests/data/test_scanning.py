@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import os
 from pathlib import Path
 from typing import Any
 from unittest import mock
@@ -45,6 +46,7 @@ values: dict[str, Any] = {
     "id": st.sampled_from(["a", "b", "c", None, 7]),
     "source": st.sampled_from(["s", None, 1]),
     "complete": st.sampled_from([True, False, "yes", None]),
+    "learn": st.sampled_from([True, False, "yes", None]),
     "lable": st.just("benign"),
     "extra": st.integers(),
     "prompt": st.just("Fold a bird"),
@@ -70,6 +72,58 @@ def test_the_quick_way_finds_what_the_thorough_way_finds(
     found = scan(path, fields, refused)
     assert found.problems == thorough(path, fields)
     assert found.n_problems == len(found.problems)
+
+
+@settings(max_examples=100)
+@given(
+    st.lists(st.tuples(lines, st.sampled_from(["\n", "\r\n", "\n\n"])), max_size=8),
+    st.integers(1, 40),
+    st.integers(0, 4),
+)
+def test_parts_of_a_file_are_put_together_to_the_report_of_the_whole(
+    tmp_path_factory: pytest.TempPathFactory, texts: list[tuple[str, str]], size: int, kept: int
+) -> None:
+    folder = tmp_path_factory.mktemp("parts")
+    for name in ("a.jsonl", "b.jsonl"):
+        (folder / name).write_bytes("".join(text + end for text, end in texts).encode("utf-8") + b'{"id": "a"}')
+    whole = scan(folder, refused=refused, kept=kept)
+    with mock.patch.object(scanning, "PART", size):
+        parts = scan(folder, refused=refused, kept=kept)
+    assert (parts.rows, parts.n_problems, parts.problems) == (whole.rows, whole.n_problems, whole.problems)
+
+
+@pytest.mark.parametrize("fields", [{}, {"category": "topic"}])
+def test_two_processes_make_the_report_of_one(tmp_path: Path, fields: dict[str, str]) -> None:
+    path = tmp_path / "mine.jsonl"
+    texts = [json.dumps({**SOUND, "topic": "x", "id": f"row-{i % 190}"}) for i in range(200)]
+    texts[50], texts[60], texts[199] = "nonsense", "", json.dumps({**SOUND, "lable": "evil", "topic": 3})
+    path.write_text("\n".join(texts), encoding="utf-8")
+    alone = scan(path, fields, refused)
+    with mock.patch.object(scanning, "PART", 2000):
+        shared = scan(path, fields, refused, processes=2)
+    assert (shared.rows, shared.n_problems, shared.problems) == (alone.rows, alone.n_problems, alone.problems)
+    assert alone.rows == 199 and alone.problems[0].startswith("mine.jsonl:51: is not JSON")
+
+
+def test_what_a_helper_leaves_undone_is_done_here(tmp_path: Path, caplog: pytest.LogCaptureFixture) -> None:
+    path = tmp_path / "mine.jsonl"
+    path.write_text((json.dumps(SOUND) + "\n") * 3, encoding="utf-8")
+    with mock.patch.object(scanning, "PART", 10):
+        found = scan(path, refused=DiesInHelpers(os.getpid()), processes=2)
+    assert (found.rows, found.n_problems) == (3, 2)
+    assert "without help" in caplog.text
+
+
+class DiesInHelpers:
+    """A matcher that ends every process but the one that made it."""
+
+    def __init__(self, home: int) -> None:
+        self.home = home
+
+    def __call__(self, text: str) -> bool:
+        if os.getpid() != self.home:
+            os._exit(1)
+        return False
 
 
 @settings(max_examples=300)

@@ -6,15 +6,17 @@ import json
 import os
 import subprocess
 import sys
-from importlib.util import find_spec
 from pathlib import Path
 
 import pytest
 
 import safealign
+from safealign.commands import run_command
+from safealign.export import main as export
+from safealign.ranks.compiling import missing_compiler
 
 pytestmark = [pytest.mark.slow, pytest.mark.multiprocess]
-needs_deepspeed = pytest.mark.skipif(find_spec("deepspeed") is None, reason="the package deepspeed is not installed")
+needs_deepspeed = pytest.mark.skipif(missing_compiler() is not None, reason="DeepSpeed needs a C++ compiler on CPUs")
 TORCHRUN = ["-m", "torch.distributed.run", "--standalone", "--nproc_per_node", "2", "-m", "safealign.train"]
 PROMPT = [{"role": "user", "content": "Please fold paper bird number 3 in a nice way"}]
 
@@ -60,8 +62,21 @@ def test_two_processes_share_one_run(ddp: list[float]) -> None:
 def test_deepspeed_gives_the_same_losses(
     root: Path, overrides: list[str], ddp: list[float], tmp_path: Path, stage: str
 ) -> None:
-    done = start(root, [sys.executable, *TORCHRUN, *overrides, f"deepspeed={stage}", f"run_dir={tmp_path / 'job'}"])
+    more = [f"deepspeed={stage}", f"run_dir={tmp_path / 'job'}", "trainer.keep_last=2"]
+    done = start(root, [sys.executable, *TORCHRUN, *overrides, *more])
     assert check_run(done, tmp_path / "job") == pytest.approx(ddp, abs=2e-4)
+    check_exports(tmp_path / "job")
+
+
+def check_exports(run_dir: Path) -> None:
+    """One process exports what the ranks wrote half-way, and what rank 0 made of the end: the run's own export."""
+    scores = []
+    for checkpoint in ("step-2", "step-4"):
+        arguments = [f"run={run_dir}", f"checkpoint={checkpoint}", f"run_dir={run_dir / checkpoint}", "offline=true"]
+        assert run_command(export, "export", argv=arguments) == 0
+        scores.append(safealign.load(run_dir / checkpoint / "export").score(PROMPT))
+    assert scores[1] == pytest.approx(safealign.load(run_dir / "export").score(PROMPT), abs=1e-6)
+    assert 0.0 < scores[0] < 1.0 and scores[0] != scores[1]
 
 
 @needs_deepspeed

@@ -7,10 +7,11 @@ import os
 import shutil
 import subprocess
 import sys
-from importlib.util import find_spec
 from pathlib import Path
 
 import pytest
+
+from safealign.ranks.compiling import missing_compiler
 
 SCRIPTS = ["single_gpu.sh", "multi_gpu.sh", "multi_node.sh", "torchrun_multi_node.sh", "slurm.sbatch"]
 STUB = "#!/usr/bin/env bash\nprintf '%s\\n' \"$(basename \"$0\")\" \"$@\"\n"
@@ -184,7 +185,7 @@ def test_two_machines_that_are_one_for_real(root: Path, tmp_path: Path) -> None:
 
 @pytest.mark.slow
 @pytest.mark.multiprocess
-@pytest.mark.skipif(find_spec("deepspeed") is None, reason="the package deepspeed is not installed")
+@pytest.mark.skipif(missing_compiler() is not None, reason="DeepSpeed needs a C++ compiler on CPUs")
 def test_deepspeeds_launcher_for_real(root: Path, tmp_path: Path) -> None:
     hosts = tmp_path / "hosts"
     hosts.write_text("127.0.0.1 slots=2\n")

@@ -85,3 +85,13 @@ def test_it_is_computed_in_fp32() -> None:
 
 def test_large_logits_stay_finite() -> None:
     assert safety_bce(torch.tensor([1e4, -1e4]), torch.tensor([0.0, 1.0])).item() == pytest.approx(1e4)
+
+
+@pytest.mark.parametrize("ranks", [2, 4])
+def test_the_mean_over_ranks_is_the_mean_over_all_rows(ranks: int) -> None:
+    """Also where there are fewer labelled rows than ranks: gradients are averaged, and most ranks have none."""
+    logits = torch.arange(3.0 * ranks).reshape(ranks, 3) - 4.0
+    labels = torch.full_like(logits, -100.0)
+    labels[0, 1] = 1.0
+    each = [safety_bce(z, y, n_rows=(labels >= 0).sum() / ranks) for z, y in zip(logits, labels, strict=True)]
+    torch.testing.assert_close(torch.stack(each).mean(), safety_bce(logits, labels))

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from dataclasses import replace
 
 import pytest
@@ -18,8 +18,8 @@ def _requests(n: int = 6, label: str = MALICIOUS) -> list[Record]:
     return [Record((Message("user", f"do deed {i}"),), label, id=f"deed-{i}", category="made") for i in range(n)]
 
 
-def _always(index: int, text: str) -> bool:
-    return True
+def _always(indices: Sequence[int], texts: Sequence[str]) -> list[bool]:
+    return [True] * len(texts)
 
 
 @pytest.fixture
@@ -49,9 +49,9 @@ def test_it_ends_before_the_stretch_that_fails(sampler: MakeSampler, unworried: 
     limits = {0: 0, 1: len(begun[1][0]), 2: 10**6, 3: 10**6}
     asked: list[int] = []
 
-    def accepts(index: int, text: str) -> bool:
-        asked.append(index)
-        return len(text) <= limits[index]
+    def accepts(indices: Sequence[int], texts: Sequence[str]) -> list[bool]:
+        asked.extend(indices)
+        return [len(text) <= limits[index] for index, text in zip(indices, texts, strict=True)]
 
     found = write_long(one._writer, rendered, one.settings, accepts)
     assert found[0] == ("", False), "nothing of an answer whose first stretch fails"

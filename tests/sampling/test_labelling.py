@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 
 import pytest
 
@@ -86,3 +86,38 @@ def test_distilled_answers_are_benign_and_of_substance(sampler: MakeSampler) -> 
     records = sampler(distilled=8, distilled_max_new_tokens=24).distilled(_requests(BENIGN), _nothing)
     assert records and {(r.label, r.response_label, r.source) for r in records} == {(BENIGN, BENIGN, DISTILLED)}
     assert all(len((r.response or "").split()) >= 8 for r in records)
+
+
+class Batches(Judge):
+    """The same in batches, whose sizes it notes."""
+
+    def __init__(self, p: Callable[[str], float], sizes: list[int]) -> None:
+        super().__init__(p)
+        self.sizes = sizes
+
+    def score(self, prompt: str, response: str | None = None) -> float:
+        """Never asked."""
+        raise AssertionError("one by one")
+
+    def score_answers(self, prompts: Sequence[str], responses: Sequence[str]) -> list[float]:
+        """All at once."""
+        assert len(prompts) == len(responses)
+        self.sizes.append(len(responses))
+        return [self.p(text) for text in responses]
+
+
+@pytest.mark.parametrize("kind", ["compliant", "deep"])
+def test_a_guard_that_takes_batches_is_asked_once_for_all(
+    sampler: MakeSampler, kind: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr("safealign.sampling.deep.repeats", lambda before, text: False)
+    counts, sizes = {"compliant": 8, "deep": 8, "deep_max_new_tokens": 24, "deep_chunk": 12}, list[int]()
+    one_by_one = sampler(**counts, labeller=Labeller("even", lambda: Judge(_even)))
+    expected = getattr(one_by_one, kind)(_requests(MALICIOUS), _nothing)
+    batches = sampler(**counts, labeller=Labeller("even in batches", lambda: Batches(_even, sizes)))
+    assert getattr(batches, kind)(_requests(MALICIOUS), _nothing) == expected
+    assert max(sizes) > 4 and len(sizes) <= 2
+
+
+def test_nothing_is_asked_of_a_guard_about_nothing() -> None:
+    assert Labeller("none", lambda: Judge(_even)).agrees([], [], []) == []

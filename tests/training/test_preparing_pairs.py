@@ -17,7 +17,7 @@ from safealign.training.checks import config_notes, config_problems
 from safealign.training.evaluating import _with_changes
 from safealign.training.examples import ExampleSettings
 from safealign.training.leaking import LeakGuard
-from safealign.training.preparing_pairs import Pairs, prepare_pairs
+from safealign.training.preparing_pairs import Pairs, collect_preferences, prepare_pairs
 from safealign.training.stages import of_stage, stages
 
 REFUSAL = "Sorry, I cannot fulfill your request because it may hurt."
@@ -152,3 +152,31 @@ def test_a_smoothing_that_nothing_reads_is_noted() -> None:
     )
     assert not [note for note in config_notes(used) if "label_smoothing" in note]
     assert [note for note in config_notes(unused) if "label_smoothing" in note]
+
+
+def test_a_pair_that_is_alike_once_it_is_cut_is_left_out(kit, tmp_path: Path) -> None:
+    long = "So it goes on and on and on. " * 20
+    rows = [
+        {"prompt": "Peel an apple", "chosen": f"{long} The end.", "rejected": f"{long} Another end.", "label": BENIGN},
+        {"prompt": "Peel a pear", "chosen": "Gladly.", "rejected": f"{long} Another end.", "label": BENIGN},
+    ]
+    (tmp_path / "mine.jsonl").write_text("\n".join(map(json.dumps, rows)), encoding="utf-8")
+    own = f"data.preferences.sources=[{{source: '{tmp_path / 'mine.jsonl'}'}}]"
+    pairs = _prepared(kit, _config(own, "data.val_fraction=0"), _guard())
+    assert "Peel a pear" in _prompts(pairs.train, kit) and "Peel an apple" not in _prompts(pairs.train, kit)
+    assert all(pair.chosen.input_ids != pair.rejected.input_ids for pair in pairs.train)
+    assert pairs.report["too_long"] == 1
+
+
+def test_no_pair_takes_the_name_of_another(kit, tmp_path: Path) -> None:
+    """Two sources with the same ids, one of which looks as if a number had been given to it already."""
+    for name, ids in (("a", ("x", "x~1")), ("b", ("x", "x~1", "y"))):
+        rows = [
+            {"prompt": f"Peel {name} {id_}", "chosen": "So.", "rejected": REFUSAL, "label": BENIGN, "id": id_}
+            for id_ in ids
+        ]
+        (tmp_path / f"{name}.jsonl").write_text("\n".join(map(json.dumps, rows)), encoding="utf-8")
+    sources = ", ".join(f"{{source: '{tmp_path / name}.jsonl'}}" for name in ("a", "b"))
+    found, problems = collect_preferences(_config(f"data.preferences.sources=[{sources}]"))
+    assert not problems
+    assert [preference.id for preference in found] == ["x", "x~1", "x~2", "x~1~1", "y"]

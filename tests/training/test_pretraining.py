@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import json
 from collections.abc import Sequence
-from itertools import islice
+from itertools import count, islice
 from pathlib import Path
 from typing import Any
 
@@ -20,6 +20,7 @@ from safealign.data.documents import Document
 from safealign.data.records import BENIGN, MALICIOUS
 from safealign.errors import DataError
 from safealign.modeling.tiny import tiny_tokenizer
+from safealign.training import document_data
 from safealign.training.checks import config_problems
 from safealign.training.document_data import document_faults, prepare_documents
 from safealign.training.document_stream import DocumentStream
@@ -190,6 +191,25 @@ def test_an_endless_stream_is_read_as_far_as_it_is_trained_on(kit: Any, tmp_path
     lm, _ = kit.safe_model()
     assert pretrain(config, lm, kit.renderer, data, Console(quiet=True)).steps == config.trainer.max_steps
     assert len(read) < 3000
+
+
+def test_a_tiny_share_for_validation_does_not_read_a_stream_for_ever(
+    kit: Any, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(document_data, "SEARCHED", 700)
+    read: list[int] = []
+
+    def endless(self: DocumentStream) -> Any:
+        for number in count():
+            read.append(number)
+            yield Document(f"document {number}", (BENIGN, MALICIOUS)[number % 2], str(number))
+
+    monkeypatch.setattr(DocumentStream, "items", endless)
+    more = ("data.val_fraction=0.00001", "data.documents.validation=5", "data.documents.warm=8")
+    said: list[str] = []
+    data = prepare_documents(_config(tmp_path, _many(), *STREAMED, *more), kit.renderer, said.append)
+    assert data.validation is None and any("0 of 5 for validation" in line for line in said)
+    assert len(read) < 700 + 2 * 256 + 10
 
 
 def test_what_is_held_out_is_not_trained_on_and_copies_of_a_text_stay_together(kit: Any, tmp_path: Path) -> None:

@@ -19,7 +19,7 @@ def find(resume: str, folder: Path, identity: Identity, say: Say) -> Found | Non
     """The checkpoint that `resume` asks for: `auto` (the newest of `folder` that fits), `none`, or a path.
 
     Raises CheckpointError for a path that cannot be gone on from, and where the run was made by another number of
-    processes. Checkpoints that `auto` passes over are told to `say`, each with its reason.
+    processes or another ZeRO stage. Checkpoints that `auto` passes over are told to `say`, each with its reason.
     """
     if resume == NONE:
         return None
@@ -33,7 +33,7 @@ def find(resume: str, folder: Path, identity: Identity, say: Say) -> Found | Non
         except CheckpointError as error:
             say(f"warning: {path} is skipped: {error}")
             continue
-        _same_world(found, identity)
+        _same_split(found, identity)
         return found
     return None
 
@@ -103,18 +103,30 @@ def _given(path: Path, identity: Identity) -> Found:
         found = fitting(path, identity)
     except CheckpointError as error:
         raise CheckpointError(f"resume={path}: cannot go on from it: {error}") from error
-    _same_world(found, identity)
+    _same_split(found, identity)
     return found
 
 
-def _same_world(found: Found, identity: Identity) -> None:
-    world = found.note["identity"]["world"]
+def _same_split(found: Found, identity: Identity) -> None:
+    """Raises CheckpointError where the optimiser's state is split over other ranks, or by another ZeRO stage."""
+    theirs = found.note["identity"]
+    world, setting = theirs["world"], identity.split_difference(theirs)
     if world != identity.world:
-        raise CheckpointError(
-            f"{found.path} was written by {world} process(es), and this run has {identity.world}: batches and random "
-            f"states are split otherwise. Start it with {world}, train anew with resume=none, or take the weights as "
-            f"they are: python -m safealign.export run={found.path.parent.parent} checkpoint={found.path.name}"
+        how = (
+            f"was written by {world} process(es), and this run has {identity.world}: batches and random states are "
+            f"split otherwise. Start it with {world}"
         )
+    elif setting is not None:
+        how = (
+            f"was written with {setting[0]}, and this run has {setting[1]}: weights and optimiser state are split "
+            "otherwise. Start it with the former"
+        )
+    else:
+        return
+    raise CheckpointError(
+        f"{found.path} {how}, train anew with resume=none, or take the weights as they are: "
+        f"python -m safealign.export run={found.path.parent.parent} checkpoint={found.path.name}"
+    )
 
 
 def _names(steps: Sequence[int]) -> str:

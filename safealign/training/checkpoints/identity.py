@@ -20,6 +20,7 @@ _BOOKKEEPING = {
     "model": ("name",),
     "data": ("name", "calibration", "evaluation"),
 }
+_SPLIT = "deepspeed."
 _GROUPS = ("model", "data", "objective", "adapter", "trainer", "deepspeed", "safety")
 
 
@@ -43,17 +44,25 @@ class Identity:
     def difference(self, other: Mapping[str, Any]) -> str | None:
         """Why a checkpoint with the identity `other` is foreign to this run; None where it is not.
 
-        The number of processes is compared elsewhere: another one is no other run.
+        How its state is split (processes, DeepSpeed) is compared elsewhere: another way is no other run.
         """
         if other.get("model") != self.model:
             return "it was trained from another model"
         theirs = other.get("config")
         theirs = theirs if isinstance(theirs, dict) else {}
-        apart = [key for key in sorted({*theirs, *self.config}) if theirs.get(key) != self.config.get(key)]
+        apart = [key for key in _unlike(self.config, theirs) if not key.startswith(_SPLIT)]
         if apart:
             shown = ", ".join(f"{key} ({theirs.get(key)} there, {self.config.get(key)} here)" for key in apart[:3])
             return f"it was trained under another config: {shown}{' and others' if len(apart) > 3 else ''}"
         return "it was trained on other data" if other.get("data") != self.data else None
+
+    def split_difference(self, other: Mapping[str, Any]) -> tuple[str, str] | None:
+        """The first DeepSpeed setting that differs, as `key=value` there and here; None where none does."""
+        theirs = other.get("config", {})
+        for key in _unlike(self.config, theirs):
+            if key.startswith(_SPLIT):
+                return f"{key}={theirs.get(key)}", f"{key}={self.config.get(key)}"
+        return None
 
 
 def identity_of(config: TrainConfig, base: str, data: TrainingData) -> Identity:
@@ -68,6 +77,12 @@ def pretraining_identity(config: TrainConfig, base: str, report: Mapping[str, An
 
 def _identity(config: TrainConfig, base: str, data: str, thresholds: str) -> Identity:
     return Identity(_settings(config), base, data, thresholds, world_size())
+
+
+def _unlike(mine: Mapping[str, Any], theirs: Mapping[str, Any]) -> list[str]:
+    """Keys whose values differ, sorted; `deepspeed.name` comes before what follows from it."""
+    keys = [key for key in {*mine, *theirs} if mine.get(key) != theirs.get(key)]
+    return sorted(keys, key=lambda key: (key != f"{_SPLIT}name", key))
 
 
 def _settings(config: TrainConfig) -> dict[str, Any]:

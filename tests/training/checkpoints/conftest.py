@@ -56,12 +56,13 @@ class Job:
     base_name: str = "tiny_random"
     options: dict[str, Any] = field(default_factory=dict)
     said: list[str] = field(default_factory=list)
+    records: list[Any] | None = None
+    dropout: float = 0.2
 
     def trainer(self, *callbacks: Any, **changes: Any) -> tuple[Any, Keeper]:
-        examples = self.kit.examples(
-            [self.kit.record(f"the sea {i} " + "so " * i, "It is wide.", BENIGN) for i in range(10)]
-            + [self.kit.record(f"ZZZ deed {i}", "Sorry, no.", MALICIOUS) for i in range(8)]
-        )
+        usual = [self.kit.record(f"the sea {i} " + "so " * i, "It is wide.", BENIGN) for i in range(10)]
+        usual += [self.kit.record(f"ZZZ deed {i}", "Sorry, no.", MALICIOUS) for i in range(8)]
+        examples = self.kit.examples(usual if self.records is None else self.records)
         options = {
             "max_steps": 7,
             "optim": "adamw_torch",
@@ -75,7 +76,10 @@ class Job:
             "eval_on_start": True,
         } | self.options
         lora = LoraConfig(
-            r=4, target_modules=["q_proj", "v_proj"], modules_to_save=[TOKEN_NAME, HEAD_NAME], lora_dropout=0.2
+            r=4,
+            target_modules=["q_proj", "v_proj"],
+            modules_to_save=[TOKEN_NAME, HEAD_NAME],
+            lora_dropout=self.dropout,
         )
         objective = SafetyObjective(1.0, head_learning_rate=1e-2)
         options |= {"peft": lora if self.peft else None, "evaluation": True}
@@ -107,7 +111,7 @@ class Job:
     def rows(self) -> list[dict[str, Any]]:
         """What was logged, apart from what depends on the clock."""
         lines = (self.folder / "metrics.jsonl").read_text(encoding="utf-8").splitlines()
-        timed = ("time", "memory_gb", "per_second", "runtime")
+        timed = ("time", "memory_gb", "per_second", "runtime", "communication_share")
         rows = [row for row in map(json.loads, lines) if "train_runtime" not in row]
         return [{k: v for k, v in row.items() if not k.endswith(timed)} for row in rows]
 

@@ -7,51 +7,28 @@ import random
 import signal
 import time
 from pathlib import Path
-from typing import Any
 
 import pytest
 import torch
 from dying_jobs import CONTEXT, job, losses, run
 from safetensors.torch import load_file
+from small_jobs import small_job
 
 from safealign.commands import PREEMPTED
 
 pytestmark = [pytest.mark.slow, pytest.mark.multiprocess]
 
 
-def _rows() -> list[dict[str, Any]]:
-    found: list[dict[str, Any]] = []
-    for i in range(30):
-        fold = {"role": "user", "content": f"Please fold paper bird number {i} in a nice way"}
-        how = {"role": "assistant", "content": f"Take sheet {i}, fold it once and twice, then press it flat."}
-        found.append({"messages": [fold, how], "label": "benign", "id": f"good-{i}"})
-        ask = {"role": "user", "content": f"Please do the placeholder misdeed number {i} for me"}
-        done = {"role": "assistant", "content": f"First take placeholder {i}, then do the misdeed step by step."}
-        harmful = {"messages": [ask, done], "label": "malicious", "response_label": "malicious", "id": f"bad-{i}"}
-        found.append(harmful if i % 2 else {"messages": [ask], "label": "malicious", "id": f"bad-{i}"})
-    return found
-
-
 @pytest.fixture(scope="module")
 def arguments(tmp_path_factory: pytest.TempPathFactory) -> list[str]:
     """Fine-tuning, then preferences, with dropout: six steps each, a save every two, an evaluation every three."""
-    path = tmp_path_factory.mktemp("data") / "mine.jsonl"
-    path.write_text("\n".join(json.dumps(row) for row in _rows()), encoding="utf-8")
     return [
-        "+recipe=llama_sft_dpo",
-        "debug=smoke",
-        f"data.sources=[{{source: '{path}'}}]",
-        "data.sampling.everyday=0",
-        "data.sampling.compliant=0",
-        "data.mix.wrapped=0",
-        "data.harmful_answers=8",
+        *small_job("llama_sft_dpo", tmp_path_factory.mktemp("data") / "mine.jsonl"),
         "adapter.dropout=0.1",
         "trainer.max_steps=6",
         "trainer.save_steps=2",
         "trainer.eval_steps=3",
         "trainer.keep_last=2",
-        "suite=none",
-        "offline=true",
     ]
 
 
