@@ -31,7 +31,8 @@ class SafetyCard:
     `head`: layers (fractions of depth) and pool. `window_sees_query`, `placement`, `trigger`, `refusal`: how
     safety rows are laid out and what is said. `decoding`: default options (r1–r3, τ, schedule, dependency).
     `thresholds`: logits for query, window and prefix (null disables). `calibration`: what they promise and for
-    which distribution, temperature included. `training`: data digests and licences.
+    which distribution, temperature included. `training`: data digests and licences. `frozen`: the language model was
+    left as it was, and never learnt to see a safety token.
     """
 
     head: HeadSettings
@@ -43,6 +44,7 @@ class SafetyCard:
     thresholds: dict[str, float | None] = field(default_factory=dict)
     calibration: dict[str, Any] = field(default_factory=dict)
     training: dict[str, Any] = field(default_factory=dict)
+    frozen: bool = False
 
     def to_dict(self) -> dict[str, Any]:
         """Plain form for JSON."""
@@ -73,8 +75,9 @@ class SafetyCard:
                 tuple(reads["token_layers"]),
                 tuple(reads["window_pool"]),
             )
-            names = cls.__dataclass_fields__.keys() - {"head"}
-            return cls(head=head, **{name: data[name] for name in names})
+            names = cls.__dataclass_fields__.keys() - {"head", "frozen"}
+            frozen = bool(data.get("frozen", False))  # cards of earlier versions do not say
+            return cls(head=head, frozen=frozen, **{name: data[name] for name in names})
         except (KeyError, TypeError, ValueError) as error:
             raise CheckpointError(f"{where} lacks or garbles a key ({error}): export the run again") from error
 
