@@ -11,8 +11,8 @@ from rich.console import Console
 
 from safealign.config.composing import compose
 from safealign.data.records import MALICIOUS
-from safealign.evaluation import job as job_module
 from safealign.evaluation import cells, judge_check, suite
+from safealign.evaluation import job as job_module
 from safealign.evaluation.attacks import DirectAttack
 from safealign.evaluation.cells import measure
 from safealign.evaluation.head_table import HeadSets
