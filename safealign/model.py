@@ -314,6 +314,8 @@ class SafeModel:
     ) -> Decoder:
         if options.safety and self.parts is None:
             raise ConfigError("this model has no safety parts: decode it with safety=False, or load an export")
+        if problem := self.misfit(options):
+            raise ConfigError(problem)
         if options.safety and options.schedule == "cascade" and self.parts is not None and not self.parts.token_head:
             raise ConfigError("schedule='cascade' listens to a token head, and this model has none: choose another")
         parts = self.parts if options.safety else None
@@ -329,6 +331,22 @@ class SafeModel:
             tokenizer=self.tokenizer,
             observed=observer is not None,
         )
+
+    def misfit(self, options: DecodingOptions) -> str | None:
+        """Why a model that was left as it was cannot be decoded like this; None where it can."""
+        if self.card is None or not self.card.frozen or not options.safety:
+            return None
+        if options.gate:
+            return (
+                "gate=True: this language model was left as it was (safety.frozen) and never learnt to see the safety "
+                "token, which would only disturb it: leave gate=False"
+            )
+        if options.dependency == "low":
+            return (
+                "dependency='low' acts through attention to the safety token alone, which this language model was left "
+                "without (safety.frozen): take 'medium' or 'high'"
+            )
+        return None
 
     def seeds(self, n: int, **options: Any) -> list[int]:
         """The seeds of n rows decoded with these options: seed + i, or fresh ones where the seed is None."""

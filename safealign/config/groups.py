@@ -266,6 +266,7 @@ class HeadConfig:
     separate_windows: bool
     refit: bool
     window_pool: list[str] | None = choice("row", "mean", "last")
+    kind: str = choice("logistic", "prototype", default="logistic")
     token_layers: list[float] = between(0, 1)
 
 
@@ -310,6 +311,7 @@ class SafetyConfig:
     trigger: str
     refusal_categories: bool
     warm_start: bool
+    frozen: bool = False
     lambda_cls: float = at_least(0)
     placement: str = choice("append", "prepend")
     init: str = choice("mean", "assistant_role")
@@ -447,7 +449,7 @@ class SuiteConfig:
     ablations: dict[str, Any]
     max_new_tokens: int = at_least(1)
     batch_size: int = at_least(1)
-    head_baselines: list[str] = choice("minilm", "frozen")
+    head_baselines: list[str] = choice("minilm", "frozen", "prototype")
 
 
 @dataclass(kw_only=True)

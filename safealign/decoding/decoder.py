@@ -37,8 +37,8 @@ class Engine(Protocol):
         """Gives each prompt a free row."""
         ...
 
-    def prefill(self, feeds: Sequence[Feed]) -> Fed:
-        """Feeds the prompts and evaluates their safety rows."""
+    def prefill(self, feeds: Sequence[Feed], *, apart: bool = False) -> Fed:
+        """Feeds the prompts and evaluates their safety rows, `apart` in forwards of their own."""
         ...
 
     def forward(self, feeds: Sequence[Feed]) -> Fed:

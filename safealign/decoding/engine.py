@@ -98,13 +98,18 @@ class CachedEngine:
         self.rows += admitted
         return admitted
 
-    def prefill(self, feeds: Sequence[Feed]) -> Fed:
+    def prefill(self, feeds: Sequence[Feed], *, apart: bool = False) -> Fed:
         """`forward` in portions of similar length and in chunks, so that a large ragged batch or a long prompt does
         not fill the memory. A `Prompt` that several of the feeds are of is fed once, and what it left is copied.
+
+        `apart`: probes get a forward of their own behind the text's, which is then computed as a bare model computes
+        it. Raises ValueError with the gate open, where the text's own rows see what a probe writes.
         """
+        if apart and self.gate:
+            raise ValueError("with the gate open a prompt's last rows see its verdict: feed both in one forward")
         first: dict[int, int] = {}
         source = [first.setdefault(id(feed.row.prompt), index) for index, feed in enumerate(feeds)]
-        fed = self._prefill([feeds[index] for index in first.values()])
+        fed = self._prefill([feeds[index] for index in first.values()], apart)
         if len(first) == len(feeds):
             return fed
         place = {index: at for at, index in enumerate(first.values())}
@@ -114,11 +119,13 @@ class CachedEngine:
         at = [place[index] for index in source]
         return Fed(None if fed.logits is None else fed.logits[at], [fed.verdicts[i] for i in at])
 
-    def _prefill(self, feeds: Sequence[Feed]) -> Fed:
+    def _prefill(self, feeds: Sequence[Feed], apart: bool) -> Fed:
         logits: dict[int, torch.Tensor] = {}
         verdicts: dict[int, tuple[float, ...]] = {}
         for chosen in portions([len(feed.tokens) for feed in feeds]):
-            fed = self._in_chunks([feeds[i] for i in chosen])
+            fed = (self._text_first if apart else self._in_chunks)([feeds[i] for i in chosen])
+            for index in chosen:
+                feeds[index].row.whole = None
             for at, index in enumerate(chosen):
                 verdicts[index] = fed.verdicts[at]
                 if fed.logits is not None:
@@ -142,6 +149,13 @@ class CachedEngine:
         for step in range(max(len(row) for row in pieces) - 1):
             self.forward([row[step] for row in pieces if step < len(row) - 1])
         return self.forward([row[-1] for row in pieces])
+
+    def _text_first(self, feeds: Sequence[Feed]) -> Fed:
+        fed = self._in_chunks([Feed(feed.row, feed.tokens) for feed in feeds])
+        probing = [feed for feed in feeds if feed.probes]
+        found = self.forward([Feed(feed.row, (), feed.probes) for feed in probing]).verdicts if probing else []
+        verdicts = dict(zip((feed.row for feed in probing), found, strict=True))
+        return Fed(fed.logits, [verdicts.get(feed.row, ()) for feed in feeds])
 
     @torch.no_grad()
     def forward(self, feeds: Sequence[Feed]) -> Fed:
@@ -250,7 +264,9 @@ class CachedEngine:
     def _judge(self, plan: Plan, states: torch.Tensor) -> list[tuple[float, ...]]:
         """Remembers the text rows' states `[N, T+S, depths, H]` and scores the safety rows."""
         assert self.parts is not None
-        opened = self._remember(plan, states) if self._pools else {}
+        if self._pools:
+            self._remember(plan, states)
+        opened = {at: feed.row.whole for at, feed in enumerate(plan.feeds) if feed.row.whole is not None}
         asked = [(at, index, row) for at, rows in enumerate(plan.safety) for index, row in enumerate(rows)]
         if not asked:
             return [() for _ in plan.feeds]
@@ -261,26 +277,26 @@ class CachedEngine:
         flat = iter(self.parts.score(kinds, rows, means, lasts).tolist())
         return [tuple(next(flat) for _ in rows) for rows in plan.safety]
 
-    def _remember(self, plan: Plan, states: torch.Tensor) -> dict[int, torch.Tensor]:
-        """Takes in the text rows' states; returns, by feed, those `[n_text, depths, H]` of prompts that end here."""
-        whole: dict[int, torch.Tensor] = {}
+    def _remember(self, plan: Plan, states: torch.Tensor) -> None:
+        """Takes in the text rows' states; a prompt that ends here is kept whole until its next forward with text."""
         going_on = []
         for at, feed in enumerate(plan.feeds):
             if not feed.tokens:
                 continue
+            feed.row.whole = None
             if feed.row.opened:
                 going_on.append((at, feed))
                 continue
             feed.row.states.append(states[at, plan.n_text - len(feed.tokens) : plan.n_text])
             if feed.row.length == feed.row.prompt.n_text:
-                whole[at] = feed.row.states[0] if len(feed.row.states) == 1 else torch.cat(feed.row.states)
+                pieces = feed.row.states
+                feed.row.whole = pieces[0] if len(pieces) == 1 else torch.cat(pieces)
                 feed.row.states, feed.row.opened = [], True
-                self._memory.open(feed.row.index, feed.row.prompt, whole[at])
+                self._memory.open(feed.row.index, feed.row.prompt, feed.row.whole)
         for step in range(max((len(feed.tokens) for _, feed in going_on), default=0)):
             now = [(at, feed) for at, feed in going_on if step < len(feed.tokens)]
             places = [plan.n_text - len(feed.tokens) + step for _, feed in now]
             self._memory.append([feed.row.index for _, feed in now], states[[at for at, _ in now], places])
-        return whole
 
     def _pooled(
         self, plan: Plan, whole: Mapping[int, torch.Tensor], at: Sequence[int], safety: Sequence[SafetyRow]

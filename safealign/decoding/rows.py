@@ -54,7 +54,8 @@ class Prompt:
 class EngineRow:
     """A row of a batch: `index` in the cache, `length` text rows fed so far, `slot` the column in use.
 
-    `opened`: whether a pooled head's memory has the whole prompt; until then `states` are those of its chunks.
+    `opened`: whether a pooled head's memory has the whole prompt; until then `states` are those of its chunks, and
+    while its opening probes are evaluated `whole` those of all its rows, `[n_text, depths, H]`.
     """
 
     prompt: Prompt
@@ -64,6 +65,7 @@ class EngineRow:
     has_slot: bool = False
     opened: bool = False
     states: list[torch.Tensor] = field(default_factory=list)
+    whole: torch.Tensor | None = None
 
 
 def safety_row(probe: Probe, prompt: Prompt, settings: RowSettings) -> SafetyRow:

@@ -160,14 +160,16 @@ class Run:
             )
             for row in rows
         ]
-        fed = self.engine.prefill(feeds)
+        # An open gate lets the prompt's last rows see its verdict, so that both need one forward.
+        apart = safety and not self.options.fused and not self.options.gate
+        fed = self.engine.prefill(feeds, apart=apart)
         self._logits.keep(rows, fed.logits)
         if not safety:
             return
         moves = []
         for row, feed, logits in zip(rows, feeds, fed.verdicts, strict=True):
             move = self.rules.open(logits)
-            row.note(0, zip(feed.probes, logits, strict=True), move.row, 0, self.decoder.thresholds.p)
+            row.note(0, zip(feed.probes, logits, strict=True), move.row, int(apart), self.decoder.thresholds.p)
             moves.append((row, move))
         self._interventions.carry_out(moves)
 

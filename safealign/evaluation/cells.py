@@ -54,6 +54,11 @@ class Cell:
         return Rate.of(self.refused)
 
     @property
+    def interventions(self) -> Rate:
+        """Share of answers in which the rules stepped in, at their start or later."""
+        return Rate.of([at is not None for at in self.intervened_at])
+
+    @property
     def mid_answer(self) -> Rate:
         """Share of answers that the rules interrupted after their first token."""
         return Rate.of([at is not None and at > 0 for at in self.intervened_at])

@@ -1,4 +1,4 @@
-"""The request verdict beside baselines trained on the same requests: MiniLM embeddings and frozen states."""
+"""The request verdict beside baselines fitted on the same requests: MiniLM embeddings, frozen states, prototypes."""
 
 from __future__ import annotations
 
@@ -12,6 +12,7 @@ from safealign.data.wrapping import Template, wrap_both
 from safealign.evaluation.metrics.ranking import auroc, fire_rate
 from safealign.evaluation.pair_folds import Fit, Score, fold_auroc, left_out_auroc
 from safealign.judges.linear import ITERATIONS, PENALTY_PER_TEXT, LogisticProbe
+from safealign.judges.prototype import LatentPrototypes
 from safealign.reporting.summary import Grid, Measure
 
 Features = Callable[[Sequence[Record]], torch.Tensor]
@@ -99,6 +100,14 @@ def linear_baseline(features: Features, requests: Sequence[Record], penalty: flo
     l2 = penalty * len(chosen)
     probe = LogisticProbe().fit(features(chosen), labels[known], weights[known], l2=l2, max_iter=ITERATIONS)
     return lambda records: probe.decision(features(records))
+
+
+def prototype_baseline(features: Features, requests: Sequence[Record]) -> Score:
+    """Class means of `features` of the training requests under one covariance (latent prototype moderation)."""
+    chosen = [record for record in requests if record.label in (BENIGN, MALICIOUS)]
+    labels = torch.tensor([float(record.label == MALICIOUS) for record in chosen])
+    found = LatentPrototypes().fit(features(chosen), labels)
+    return lambda records: found.decision(features(records))
 
 
 def cached(features: Features) -> Features:

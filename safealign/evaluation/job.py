@@ -15,6 +15,7 @@ from safealign.config.groups import AttackConfig, SuiteConfig
 from safealign.data.records import Record
 from safealign.data.templates import load_templates
 from safealign.data.wrapping import generic_templates, split
+from safealign.decoding.options import DecodingOptions
 from safealign.evaluation.cells import Cell
 from safealign.evaluation.gate_effect import gate_effect
 from safealign.evaluation.head_table import (
@@ -25,11 +26,12 @@ from safealign.evaluation.head_table import (
     head_grid,
     head_row,
     linear_baseline,
+    prototype_baseline,
     wrapped_set,
 )
 from safealign.evaluation.judge_check import judge_note
 from safealign.evaluation.metrics.calibration import threshold
-from safealign.evaluation.pair_folds import Score
+from safealign.evaluation.pair_folds import Fit, Score
 from safealign.evaluation.pictures import draw
 from safealign.evaluation.sets import load_set
 from safealign.evaluation.suite import Prompts, SuiteResult, attacks_of, fill, run_suite
@@ -128,9 +130,10 @@ class EvaluationJob:
         assert self.evidence is not None
         ours = self.systems[1]
         own = _model_score(ours.model)
-        rows = {ours.name: head_row(own, sets, ours.model.options.rules(ours.model.thresholds).theta_query)}
-        for name, features in self._baselines(ours.model).items():
-            fit = partial(linear_baseline, features)
+        rows = {ours.name: head_row(own, sets, _theta_query(ours.model))}
+        for system in self._beside():
+            rows[system.name] = head_row(_model_score(system.model), sets, _theta_query(system.model))
+        for name, fit in self._baselines(ours.model).items():
             folds = fold_row(fit, self.evidence.requests, self.evidence.pairs)
             score = fit(self.evidence.requests)
             rows[name] = head_row(score, sets, self._theta(score)) | folds
@@ -148,11 +151,16 @@ class EvaluationJob:
         units = self.evidence.calibration
         return threshold(score(units), self.evidence.budget, self.evidence.confidence).logit if units else None
 
-    def _baselines(self, model: SafeModel) -> dict[str, Features]:
-        """What logistic regressions are trained on, by name: our head's states and mid-depth ones, and embeddings."""
-        found: dict[str, Features] = {}
+    def _beside(self) -> list[System]:
+        """Other exports with verdicts of their own that stand in the table."""
+        ours = self.systems[1].model
+        return [system for system in self.systems[2:] if system.guarded and system.model is not ours]
+
+    def _baselines(self, model: SafeModel) -> dict[str, Fit]:
+        """Heads to fit, by name: regressions and prototypes on our head's states and mid-depth ones, and embeddings."""
+        found: dict[str, Fit] = {}
         frozen = self.evidence.frozen if self.evidence else None
-        if "frozen" in self.suite.head_baselines and frozen is not None:
+        if {"frozen", "prototype"} & {*self.suite.head_baselines} and frozen is not None:
             states = cached(frozen_features(frozen, model))
             assert model.parts is not None
             for name, reads in (
@@ -160,10 +168,15 @@ class EvaluationJob:
                 ("frozen states, mid-depth", MID_DEPTH),
             ):
                 chosen = feature_columns(frozen.settings, reads, len(frozen.layers), frozen.hidden_size)
-                found[name] = partial(_some_columns, states, chosen)
+                columns = partial(_some_columns, states, chosen)
+                if "frozen" in self.suite.head_baselines:
+                    found[name] = partial(linear_baseline, columns)
+                if "prototype" in self.suite.head_baselines:
+                    found[f"prototypes of {name}"] = partial(prototype_baseline, columns)
         if "minilm" in self.suite.head_baselines:
             encoder = SentenceEncoder(offline=self.offline)
-            found["MiniLM embeddings"] = cached(lambda records: encoder.encode([r.request for r in records]))
+            embeddings = cached(lambda records: encoder.encode([r.request for r in records]))
+            found["MiniLM embeddings"] = partial(linear_baseline, embeddings)
         return found
 
     def _windows(self, summary: Summary, result: SuiteResult, prompts: Prompts) -> None:
@@ -189,13 +202,15 @@ class EvaluationJob:
             summary.notes.append("The windows' table needs harmful and benign answers; this suite gave none.")
             return
         answers = WindowAnswers(harmful, benign, refusals)
-        figures = {ours.name: window_row_figures(ours, answers)}
+        figures = {system.name: window_row_figures(system, answers) for system in (ours, *self._beside())}
         summary.grids["windows"] = window_grid(figures, ours.model.options.schedule)
 
     def _notes(self, summary: Summary, prompts: Prompts) -> None:
         summary.notes.append(judge_note(self.offline))
         if not self.systems[1].guarded:
             summary.notes.append(f"{self.systems[1].name} answers without a verdict: no rule, no gate.")
+        elif not _options_of(self.systems[1]).gate:
+            summary.notes.append("The gate is closed: no text sees the safety token, and decoding does all the work.")
         elif prompts.harmful and prompts.benign:
             effect = gate_effect(self.systems[1].model, prompts.harmful[:_GATED], prompts.benign[:_GATED])
             summary.notes.append(
@@ -223,6 +238,15 @@ def frozen_features(parts: SafetyParts, model: SafeModel) -> Any:
         return torch.cat(found)
 
     return features
+
+
+def _options_of(system: System) -> DecodingOptions:
+    """The options under which a system is decoded."""
+    return system.model.options.override(system.options)
+
+
+def _theta_query(model: SafeModel) -> float | None:
+    return model.options.rules(model.thresholds).theta_query
 
 
 def _some_columns(states: Features, columns: torch.Tensor, records: Sequence[Record]) -> torch.Tensor:

@@ -32,7 +32,15 @@ class System:
 
 
 def ablations(ours: System, changes: Mapping[str, Mapping[str, Any]]) -> list[System]:
-    """Rows that take our parts away: the same model under other decoding options."""
-    return [
-        System(name, ours.model, {**ours.options, **options}, "without a part") for name, options in changes.items()
-    ]
+    """Rows that take our parts away: the same model under other decoding options.
+
+    Those that this model has nothing to lose by, or cannot be decoded with, are left out.
+    """
+    own = ours.model.options.override(ours.options)
+    found = []
+    for name, change in changes.items():
+        row = System(name, ours.model, {**ours.options, **change}, "without a part")
+        options = ours.model.options.override(row.options)
+        if options != own and ours.model.misfit(options) is None:
+            found.append(row)
+    return found

@@ -114,8 +114,11 @@ def _replayed(system: System, answers: Sequence[tuple[Record, list[int]]]) -> li
 
 
 def _window_logits(system: System, answers: Sequence[tuple[Record, list[int]]], step: int = 8) -> list[torch.Tensor]:
-    """By answer, logits of windows every `step` tokens, as probes: every response row sees the request's verdict."""
-    model, r2 = system.model, system.model.options.r2
+    """By answer, logits of windows every `step` tokens, as probes: with an open gate every response row sees the
+    request's verdict.
+    """
+    model, options = system.model, system.model.options.override(system.options)
+    r2 = options.r2
     ids, layouts = [], []
     for record, tokens in answers:
         prompt = model.renderer.render(record.prompt)
@@ -128,7 +131,8 @@ def _window_logits(system: System, answers: Sequence[tuple[Record, list[int]]], 
         ]
         if rows:
             ids.append(whole.input_ids)
-            layouts.append(build_layout(whole, [request_row(whole, model.rows.placement), *rows]))
+            safety = [request_row(whole, model.rows.placement), *rows]
+            layouts.append(build_layout(whole, safety, gate=options.gate))
     assert model.parts is not None
     return [logits[1:] for logits in layout_logits(model.parts, ids, layouts, 16)]
 

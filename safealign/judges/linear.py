@@ -58,7 +58,7 @@ class LogisticProbe:
         """
         rows, labels = X.detach().double().cpu(), torch.as_tensor(y).detach().double().cpu()
         counts = torch.ones_like(labels) if weight is None else weight.detach().double().cpu()
-        _check(rows, labels, counts)
+        check_rows("LogisticProbe", rows, labels, counts)
         if not self.mean.numel():
             self.mean = (counts[:, None] * rows).sum(0) / counts.sum()
         if not self.scale.numel():
@@ -176,16 +176,15 @@ def _minimise(
     return w.detach(), b.detach()
 
 
-def _check(rows: torch.Tensor, labels: torch.Tensor, counts: torch.Tensor) -> None:
+def check_rows(who: str, rows: torch.Tensor, labels: torch.Tensor, counts: torch.Tensor) -> None:
+    """Raises DataError, in the name of `who`, for rows [N, D], labels and weights [N] that nothing can be fitted on."""
     if rows.ndim != 2 or labels.shape != rows.shape[:1] or counts.shape != labels.shape:
         raise DataError(
-            f"LogisticProbe: X must be [N, D], y and weight [N]; got {tuple(rows.shape)}, "
+            f"{who}: X must be [N, D], y and weight [N]; got {tuple(rows.shape)}, "
             f"{tuple(labels.shape)}, {tuple(counts.shape)}"
         )
     if not torch.isfinite(rows).all():
-        raise DataError(
-            f"LogisticProbe: row {int((~torch.isfinite(rows)).any(1).nonzero()[0])} is not finite"
-        )
+        raise DataError(f"{who}: row {int((~torch.isfinite(rows)).any(1).nonzero()[0])} is not finite")
     used = labels[counts > 0]
     if not used.numel() or used.min() == used.max():
-        raise DataError("LogisticProbe: both classes are needed; add rows of the missing one")
+        raise DataError(f"{who}: both classes are needed; add rows of the missing one")

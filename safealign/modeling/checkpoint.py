@@ -32,7 +32,8 @@ class SafetyCard:
     safety rows are laid out and what is said. `decoding`: default options (r1–r3, τ, schedule, dependency).
     `thresholds`: logits for query, window and prefix (null disables). `calibration`: what they promise and for
     which distribution, temperature included. `training`: data digests and licences. `ranker`: what lies in
-    `ranker.safetensors`, see `ranking.artefact`. None for a part that the export has not.
+    `ranker.safetensors`, see `ranking.artefact`. None for a part that the export has not. `frozen`: the language model
+    was left as it was, and never learnt to see a safety token.
     """
 
     head: HeadSettings | None
@@ -45,6 +46,7 @@ class SafetyCard:
     calibration: dict[str, Any] = field(default_factory=dict)
     training: dict[str, Any] = field(default_factory=dict)
     ranker: dict[str, Any] | None = None
+    frozen: bool = False
 
     def to_dict(self) -> dict[str, Any]:
         """Plain form for JSON."""
@@ -62,9 +64,10 @@ class SafetyCard:
             )
         try:
             head = None if data["head"] is None else _head(data["head"])
-            names = cls.__dataclass_fields__.keys() - {"head", "ranker"}
-            # Exports that were made before there were rankers do not speak of one.
-            return cls(head=head, ranker=data.get("ranker"), **{name: data[name] for name in names})
+            names = cls.__dataclass_fields__.keys() - {"head", "ranker", "frozen"}
+            # Cards of earlier versions say nothing of a ranker or of a frozen model.
+            more: dict[str, Any] = {"ranker": data.get("ranker"), "frozen": bool(data.get("frozen", False))}
+            return cls(head=head, **more, **{name: data[name] for name in names})
         except (KeyError, TypeError, ValueError) as error:
             raise CheckpointError(f"{where} lacks or garbles a key ({error}): export the run again") from error
 

@@ -64,11 +64,15 @@ def write_model(
 ) -> None:
     """Writes an export's files into an existing folder: model or adapter, tokenizer, safety parts; no manifest.
 
+    Of a model that was left as it was, `merge` False names the base alone.
+
     `base_digest`: the base weights' digest, where it is known already. Raises CheckpointError for empty tensors, and
     for safety parts that are not finite.
     """
     if hasattr(model, "peft_config") and not merge:
         _save_adapter(folder, model, base_name, base_digest)
+    elif card.frozen and not merge:
+        _name_base(folder, model, base_name, base_digest)
     else:
         _save_merged(folder, model)
     tokenizer.save_pretrained(folder)
@@ -137,9 +141,14 @@ def _save_adapter(folder: Path, model: Any, base_name: str, base_digest: str | N
     config = copy.deepcopy(model.peft_config["default"])
     config.modules_to_save, config.inference_mode, config.base_model_name_or_path = None, True, base_name
     config.save_pretrained(folder)
-    base: dict[str, Any] = {"name": base_name, "weights_digest": base_digest or weights_digest(model.get_base_model())}
-    if quantization := quantization_of(model):
-        table = model.get_base_model().get_input_embeddings().weight
+    _name_base(folder, model.get_base_model(), base_name, base_digest)
+
+
+def _name_base(folder: Path, causal: Any, base_name: str, base_digest: str | None) -> None:
+    """Writes which model the folder belongs to, and the digest of its weights."""
+    base: dict[str, Any] = {"name": base_name, "weights_digest": base_digest or weights_digest(causal)}
+    if quantization := quantization_of(causal):
+        table = causal.get_input_embeddings().weight
         names = {dtype: name for name, dtype in DTYPES.items()}
         base["quantization"] = quantization.to_dict() | {"from": names[table.dtype]}
     (folder / BASE_FILE).write_text(json.dumps(base, indent=2) + "\n", encoding="utf-8")

@@ -10,6 +10,7 @@ import torch
 from safealign.layout.collate import SafetyBatch
 from safealign.layout.layout import Layout
 from safealign.modeling.attach import Capture, RowPlan, SafetyParts
+from safealign.modeling.feature_cache import FeatureCache
 from safealign.modeling.hidden import HiddenExtractor
 from safealign.modeling.safety_token import HeadSettings
 from safealign.modeling.texts import Text
@@ -73,10 +74,11 @@ def layout_features(
     layouts: Sequence[Layout],
     batch_size: int = 32,
     progress: Callable[[int], None] | None = None,
+    cache: FeatureCache | None = None,
 ) -> list[torch.Tensor]:
     """Head inputs of every safety row, one `[S_i, width]` tensor per layout, in the given order, on the CPU."""
     texts = [Text.of_layout(ids, layout) for ids, layout in zip(input_ids, layouts, strict=True)]
-    found = HiddenExtractor.of_head(parts, batch_size).read(texts, progress=progress)
+    found = HiddenExtractor.of_head(parts, batch_size).read(texts, cache=cache, progress=progress)
     return [features.flatten(1) for features in found]
 
 

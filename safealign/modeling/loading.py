@@ -27,7 +27,10 @@ ADAPTER_FILE, BASE_FILE = "adapter_config.json", "base.json"
 
 @dataclass
 class LoadedExport:
-    """A causal LM (PEFT-wrapped for adapter exports), its tokenizer, safety parts (None: it has no head) and card."""
+    """A causal LM (PEFT-wrapped for adapter exports), its tokenizer, safety parts (None: it has no head) and card.
+
+    `base_name`: of the base that the folder refers to; None where it holds whole weights.
+    """
 
     lm: Any
     tokenizer: Any
@@ -117,9 +120,9 @@ def load_export(
     if verify:
         verify_manifest(folder, CARD_FILE)
     base_name = None
-    if (folder / ADAPTER_FILE).exists():
+    if (folder / BASE_FILE).exists():
         base_name = str(json.loads((folder / BASE_FILE).read_text(encoding="utf-8"))["name"])
-        lm, tokenizer, causal = _load_adapter(folder, dtype, attn, offline)
+        lm, tokenizer, causal = _load_on_base(folder, dtype, attn, offline)
     else:
         lm, tokenizer = load_folder(folder, dtype, attn)
         causal = lm
@@ -140,8 +143,8 @@ def _export_folder(path: str | Path, offline: bool | None) -> Path:
     return Path(model_path(str(path), offline=offline))
 
 
-def _load_adapter(folder: Path, dtype: torch.dtype, attn: str, offline: bool | None) -> tuple[Any, Any, Any]:
-    from peft import PeftModel
+def _load_on_base(folder: Path, dtype: torch.dtype, attn: str, offline: bool | None) -> tuple[Any, Any, Any]:
+    """`(model, tokenizer, causal LM)` of a folder that names its base, with an adapter or without one."""
     from transformers import AutoTokenizer
 
     base = json.loads((folder / BASE_FILE).read_text(encoding="utf-8"))
@@ -153,7 +156,12 @@ def _load_adapter(folder: Path, dtype: torch.dtype, attn: str, offline: bool | N
         raise CheckpointError(
             f"{folder} was trained on other weights than {base['name']} holds now; fetch the same base model again"
         )
-    return PeftModel.from_pretrained(causal, folder).eval(), AutoTokenizer.from_pretrained(folder), causal
+    tokenizer = AutoTokenizer.from_pretrained(folder)
+    if not (folder / ADAPTER_FILE).exists():
+        return causal, tokenizer, causal
+    from peft import PeftModel
+
+    return PeftModel.from_pretrained(causal, folder).eval(), tokenizer, causal
 
 
 def weights_digest(model: Any) -> str:

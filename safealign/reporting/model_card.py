@@ -36,6 +36,19 @@ RANKING_LIMITS = (
     "It learnt from labels by rules or keywords, which see refusals and not harm, on texts in English.",
     "Its answers cost what the drawing of all candidates costs.",
 )
+FROZEN_METHOD = (
+    "One **safety token** reads the request (and, during decoding, windows of the answer) at positions no "
+    "text can occupy; a linear **safety head** turns hidden states into a logit of harm. The language model "
+    "was left as it was, bit for bit: the head was fitted on its states, no text ever sees the token, and "
+    "until the rules step in the answer is the bare model's. A request judged harmful is refused, a harmful "
+    "turn in mid-answer is withdrawn and replaced by a refusal. The rules are those of Li & Kim, *Safety "
+    "Alignment Can Be Not Superficial With Explicit Safety Signals* (ICML 2025, arXiv:2505.17072), without "
+    "its training of the model."
+)
+FROZEN_PLAIN_LOAD = (
+    "**Loaded with plain `transformers`, vLLM or any other tool, this is the base model and nothing more**: "
+    "no verdict, no interventions."
+)
 LIMITS = (
     "The promise on false refusals holds for the distribution the thresholds were calibrated on; other "
     "sources are measured, not promised.",
@@ -59,6 +72,7 @@ class CardFacts:
         data: one mapping per data set, with `name` and as many of `rows`, `licence`, `package`, `version`,
             `sha256`, `origin` as are known.
         adapter: True when the export is an adapter and not merged weights.
+        reference: True when it holds no weights of the language model, and names its base.
     """
 
     name: str
@@ -68,6 +82,7 @@ class CardFacts:
     command: str = ""
     data: Sequence[Mapping[str, Any]] = ()
     adapter: bool = False
+    reference: bool = False
 
 
 def model_card(facts: CardFacts, safety: Mapping[str, Any], summary: Summary | None = None) -> str:
@@ -81,11 +96,13 @@ def model_card(facts: CardFacts, safety: Mapping[str, Any], summary: Summary | N
     """
     if safety.get("head") is None and safety.get("ranker") is not None:
         return _ranker_card(facts, safety)
+    frozen = bool(safety.get("frozen"))
+    method, plain_load = (FROZEN_METHOD, FROZEN_PLAIN_LOAD) if frozen else (METHOD, PLAIN_LOAD)
     sections = [
         _front_matter(facts),
-        f"# {facts.name}\n\n{_what(facts)}\n\n{PLAIN_LOAD}",
+        f"# {facts.name}\n\n{_what(facts, frozen)}\n\n{plain_load}",
         _use(facts),
-        f"## Method\n\n{METHOD}\n\n{_settings(safety)}",
+        f"## Method\n\n{method}\n\n{_settings(safety)}",
         f"## Data\n\n{_data_table(facts.data)}",
         f"## Thresholds and what they promise\n\n{_thresholds(safety)}",
         *_ranking(safety),
@@ -150,8 +167,9 @@ def _front_matter(facts: CardFacts) -> str:
     )
 
 
-def _what(facts: CardFacts) -> str:
-    kind = "An adapter for" if facts.adapter else "A fine-tuned copy of"
+def _what(facts: CardFacts, frozen: bool) -> str:
+    whole = "An unchanged copy of" if frozen else "A fine-tuned copy of"
+    kind = "Safety parts for" if facts.reference else "An adapter for" if facts.adapter else whole
     digest = f" (weights sha256 `{facts.base_sha256}`)" if facts.base_sha256 else ""
     made = f", made by `{facts.command}`" if facts.command else ""
     return f"{kind} `{facts.base}`{digest} with an explicit safety signal{made}."

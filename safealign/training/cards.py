@@ -12,7 +12,7 @@ from safealign.config.overrides import options_of
 from safealign.data.readers import READERS
 from safealign.data.records import SAMPLED
 from safealign.modeling.checkpoint import SafetyCard
-from safealign.modeling.loading import ADAPTER_FILE
+from safealign.modeling.loading import ADAPTER_FILE, BASE_FILE
 from safealign.modeling.manifest import write_manifest
 from safealign.reporting.model_card import CardFacts, write_model_card
 from safealign.reporting.summary import Summary
@@ -31,6 +31,7 @@ def write_card(folder: Path, card: SafetyCard, summary: Summary | None = None) -
         command=f"python -m safealign.train +recipe={recipe}" if recipe in options_of("recipe") else "",
         data=data_sets(card.training.get("records", {})),
         adapter=(folder / ADAPTER_FILE).exists(),
+        reference=(folder / BASE_FILE).exists() and not (folder / ADAPTER_FILE).exists(),
     )
     write_model_card(folder, facts, card.to_dict(), summary)
 

@@ -7,6 +7,7 @@ import re
 from collections.abc import Sequence
 from dataclasses import asdict
 from importlib.util import find_spec
+from pathlib import Path
 from typing import Any
 
 import torch
@@ -19,9 +20,11 @@ from safealign.data.records import BENIGN, LABELS, Record
 from safealign.data.styles import STYLES
 from safealign.decoding.options import CALIBRATED, DecodingOptions
 from safealign.errors import ConfigError, SafealignError
+from safealign.modeling.checkpoint import CARD_FILE
 from safealign.modeling.safety_token import HeadSettings
 from safealign.ranks import world_size
 from safealign.ranks.compiling import missing_compiler
+from safealign.training.frozen_problems import frozen_problems
 from safealign.training.stages import SFT, stages
 
 _SMOOTHED = {"robust", "exo_pair", "aot", "aot_unpaired"}  # preference losses that read label_smoothing
@@ -36,6 +39,7 @@ def config_problems(config: TrainConfig) -> list[str]:
         *_decoding_problems(config),
         *_rank_problems(config),
         *_trainer_problems(config),
+        *frozen_problems(config),
     ]
     if config.objective.name == "pretraining":
         return [*always, *_document_problems(config)]
@@ -115,6 +119,11 @@ def model_problems(config: TrainConfig, model: Any) -> list[str]:
     except re.error as error:
         return [f"adapter.target_modules={pattern}: is no regular expression ({error})"]
     return [f"adapter.target_modules={pattern}: matches no module of the model; all-linear takes every linear layer"]
+
+
+def is_export(name: str) -> bool:
+    """Whether a baseline's name is the path of another export rather than of a file in conf/defense."""
+    return (Path(name) / CARD_FILE).is_file()
 
 
 def head_settings(config: TrainConfig) -> HeadSettings:
@@ -230,7 +239,8 @@ def _table_problems(config: TrainConfig) -> list[str]:
     problems = []
     for name in config.baselines:
         try:
-            load_option("defense", name)
+            if not is_export(name):
+                load_option("defense", name)
         except SafealignError as error:
             problems.append(f"baselines: {error}")
     for name, changes in config.suite.ablations.items():

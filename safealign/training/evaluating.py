@@ -25,11 +25,13 @@ from safealign.evaluation.systems import OURS, System, ablations
 from safealign.files import write_text
 from safealign.model import SafeModel, load
 from safealign.modeling.attach import attach
+from safealign.modeling.checkpoint import CARD_FILE
 from safealign.modeling.loading import load_base
 from safealign.modeling.manifest import MANIFEST_FILE
 from safealign.modeling.safety_token import HeadSettings
 from safealign.reporting.summary import Summary
 from safealign.training.cards import add_results
+from safealign.training.checks import is_export
 from safealign.training.memory import release
 from safealign.training.pipeline import Built, build, load_model, prepare_data
 from safealign.training.prepare import TrainingData
@@ -89,7 +91,11 @@ class Shelf:
     console: Console
 
     def system(self, name: str) -> System:
-        """The system called `name` in conf/defense."""
+        """The system called `name` in conf/defense, or another export by its path, under rules of its own."""
+        if is_export(name):
+            return System(_title(Path(name)), load(name, dtype=self._dtype_name), {}, "another export")
+        if "/" in name:
+            raise ConfigError(f"baselines: {name} is no export: give the folder that has {CARD_FILE} in it")
         defense: DefenseConfig = load_option("defense", name)
         title = name.replace("_", " ")
         if defense.kind == "base":
@@ -151,6 +157,9 @@ def _report(
     if not config.baselines:
         raise ConfigError("baselines=[]: a table needs a system to stand beside ours, such as baselines=[undefended]")
     baselines = [shelf.system(name) for name in config.baselines]
+    names = [OURS, *(system.name for system in baselines)]
+    if len(set(names)) < len(names):
+        raise ConfigError(f"baselines: two rows of one table have the same name: {', '.join(names)}")
     without_a_part = ablations(ours, config.suite.ablations) if ours.guarded else []
     systems = [*baselines[:1], ours, *baselines[1:], *without_a_part]
     job = EvaluationJob(
@@ -176,9 +185,20 @@ def _report(
     return summary
 
 
+def _title(export: Path) -> str:
+    """The name of an export's run."""
+    folder = export.resolve()
+    return folder.parent.name if folder.name == "export" else folder.name
+
+
 def trained_baseline(defense: DefenseConfig, trained: TrainConfig | None, export: Path, console: Console) -> Path:
     """The export of a baseline that has to be trained; made when it is missing."""
     assert trained is not None
+    if trained.safety.frozen:
+        raise ConfigError(
+            f"the baseline {defense.name} trains the model, which this run left as it was: leave it out, or name the "
+            "export of one that was trained by its path"
+        )
     config = _with_changes(trained, defense.training)
     config.run_dir = str(export.parent / "baselines" / defense.name)
     made = Path(config.run_dir) / "export"

@@ -36,6 +36,7 @@ from safealign.training.checkpoints.keeper import Keeper
 from safealign.training.checkpoints.store import step_name
 from safealign.training.checks import config_problems, head_settings, model_problems
 from safealign.training.digests import run_digests
+from safealign.training.frozen import fit_frozen
 from safealign.training.memory import release
 from safealign.training.prepare import TrainingData, prepare
 from safealign.training.run import TrainedModel, fit, require_examples
@@ -63,11 +64,15 @@ def build(config: TrainConfig, console: Console, tracker: Tracker | None = None)
     tracker.describe({"digests": run_digests(config, base_digest, renderer, data.report)})
     identity, plain_card = identity_of(config, base_digest, data), safety_card(config, data, None)
     keeper = Keeper.open(config, identity, plain_card, base_name(config), sayer(console), started)
-    trained = fit(config, model, renderer, data, console, tracker, keeper)
+    if config.safety.frozen:
+        trained = fit_frozen(config, model, renderer, data, console, keeper)
+    else:
+        trained = fit(config, model, renderer, data, console, tracker, keeper)
     release()
     if not current().first:
         return None
-    console.print(f"trained in {trained.seconds / 60:.1f} min", highlight=False)
+    what = "head fitted" if config.safety.frozen else "trained"
+    console.print(f"{what} in {trained.seconds / 60:.1f} min", highlight=False)
     live = SafeModel(trained.model, renderer.tokenizer, trained.parts, plain_card)
     card = keeper.calibrated_card or _calibrated_card(config, live, trained, data, console, tracker)
     export = write_export(config, trained, renderer, card, keeper)
@@ -151,7 +156,7 @@ def weights_dtype(config: TrainConfig) -> torch.dtype:
 
     Weights that are trained themselves (`adapter=none`) stay in fp32; autocast decides what is computed in bf16.
     """
-    frozen = config.adapter.name != "none"
+    frozen = config.adapter.name != "none" or config.safety.frozen
     on_gpu = torch.cuda.is_available() and torch.cuda.is_bf16_supported()
     wanted = config.model.dtype == "bf16" or (config.model.dtype == "auto" and on_gpu)
     return torch.bfloat16 if frozen and wanted else torch.float32
@@ -171,7 +176,7 @@ def write_export(
     common = (trained.model, renderer.tokenizer, trained.parts, card)
     name = base_name(config)
     if keeper.calibrated_card is None:
-        seal = partial(keeper.seal, step=trained.steps)
+        seal = keeper.seal_fitted if config.safety.frozen else partial(keeper.seal, step=trained.steps)
         export_model(keeper.folder / step_name(trained.steps), *common, merge=False, base_name=name, extras=seal)
         keeper.tidy()
     extras = partial(write_card, card=card)
@@ -213,6 +218,7 @@ def safety_card(config: TrainConfig, data: TrainingData, calibration: Calibratio
         thresholds=calibration.thresholds if calibration else {},
         calibration=calibration.card if calibration else {},
         training=data.report | {"base": base_name(config), "recipe": config.name, "seed": config.seed},
+        frozen=config.safety.frozen,
     )
 
 

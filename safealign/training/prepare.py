@@ -220,7 +220,7 @@ def _request(record: Record) -> Record:
 
 
 def _report(records: Sequence[Record], leaks: dict[str, dict[str, int]], data: TrainingData) -> dict[str, Any]:
-    examples = data.train
+    examples = data.train if data.train or data.pairs.train else [*data.warm, *data.warm_answers]
     digest = hashlib.sha256()
     for example in examples:
         digest.update(repr((example.input_ids, example.labels)).encode())
@@ -230,7 +230,8 @@ def _report(records: Sequence[Record], leaks: dict[str, dict[str, int]], data: T
         "records": dict(Counter(f"{r.source}/{r.label}" for r in records)),
         "self_made": dict(Counter(f"{r.source}/{r.response_label}" for r in records if r.sampled)),
         "leaks_left_out": leaks,
-        "examples": {"train": len(examples), "validation": len(data.validation)},
+        "examples": {"train": len(data.train), "validation": len(data.validation)},
+        "fitted": {"requests": len(data.warm), "answers": len(data.warm_answers)},
         "requests": dict(Counter(str(r.label) for r in data.requests)),
         "calibration_requests": dict(Counter(str(r.source) for r in data.calibration)),
         "pairs": data.pairs.report,
@@ -256,8 +257,10 @@ def describe(data: TrainingData) -> list[str]:
         f"training data: {report['examples']['train']} examples, {report['tokens']['rows']:,} rows "
         f"({report['tokens']['trained']:,} trained), {report['examples']['validation']} for validation"
     )
+    fitted = report["fitted"]
+    head = f"the head's data: {fitted['requests']} requests, {fitted['answers']} answers"
     return [
-        *([examples] if data.train or not report["pairs"] else []),
+        *([examples] if data.train else [] if report["pairs"] else [head]),
         *([_describe_pairs(report["pairs"])] if report["pairs"] else []),
         "  safety rows: " + ", ".join(f"{n} {name}" for name, n in sorted(report["safety_rows"].items())),
         *_self_made_lines(report["self_made"]),

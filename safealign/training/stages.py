@@ -7,11 +7,16 @@ from typing import Any
 
 from safealign.config.roots import TrainConfig
 
-SFT, DPO, PRETRAINING = "sft", "dpo", "pretraining"
+SFT, DPO, PRETRAINING, FROZEN = "sft", "dpo", "pretraining", "frozen"
 
 
 def stages(config: TrainConfig) -> tuple[str, ...]:
-    """The objectives of a run in their order; each starts from what the one before it left."""
+    """The objectives of a run in their order; each starts from what the one before it left.
+
+    A run that leaves the language model frozen has one stage, without a step.
+    """
+    if config.safety.frozen:
+        return (FROZEN,)
     if config.objective.name == DPO and config.objective.dpo.after_sft:
         return SFT, DPO
     return (config.objective.name,)

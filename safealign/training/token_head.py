@@ -12,6 +12,7 @@ import torch
 
 from safealign.judges.linear import ITERATIONS, PENALTY_PER_TEXT, LogisticProbe
 from safealign.modeling.attach import SafetyParts
+from safealign.modeling.feature_cache import FeatureCache
 from safealign.modeling.hidden import HiddenExtractor
 from safealign.modeling.safety_token import SafetyHead
 from safealign.modeling.texts import Text
@@ -26,6 +27,7 @@ def fit_token_head(
     *,
     penalty: float = PENALTY_PER_TEXT,
     autocast: torch.dtype | None = None,
+    cache: FeatureCache | None = None,
 ) -> bool:
     """Fits the head on tokens of `answered`; False, and nothing changed, where there is none or a label is missing.
 
@@ -39,19 +41,22 @@ def fit_token_head(
     labels = torch.tensor([float(example.token_labels[row]) for example, rows in chosen for row in rows])
     if len(labels.unique()) < 2:
         return False
-    states = read_tokens(HiddenExtractor.of_token_head(parts), chosen, autocast)
+    states = read_tokens(HiddenExtractor.of_token_head(parts), chosen, autocast, cache)
     fit_linear(head, states, labels, penalty * len(chosen))
     return True
 
 
 def read_tokens(
-    extractor: HiddenExtractor, chosen: Sequence[tuple[Example, Sequence[int]]], autocast: torch.dtype | None = None
+    extractor: HiddenExtractor,
+    chosen: Sequence[tuple[Example, Sequence[int]]],
+    autocast: torch.dtype | None = None,
+    cache: FeatureCache | None = None,
 ) -> torch.Tensor:
     """States `[N, depths · H]` at the rows chosen of each example, in order."""
     texts = [Text.at_rows(example.input_ids, rows) for example, rows in chosen]
     device = extractor.device.type
     with torch.autocast(device, dtype=autocast or torch.bfloat16, enabled=autocast is not None):
-        return torch.cat(extractor.read(texts)).flatten(1)
+        return torch.cat(extractor.read(texts, cache=cache)).flatten(1)
 
 
 def fit_linear(head: SafetyHead, features: torch.Tensor, labels: torch.Tensor, l2: float) -> None:

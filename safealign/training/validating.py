@@ -75,6 +75,11 @@ def _arranged(
 
 def _show(config: TrainConfig, model: Any, renderer: Renderer, data: TrainingData, console: Console) -> None:
     """One example, and what each stage will take."""
+    if config.safety.frozen:
+        show_example(data.warm_answers or data.warm, renderer, console)
+        n = len(data.warm) + len(data.warm_answers)
+        console.print(f"frozen: nothing is trained; the states of {n} texts are read once and kept in the cache")
+        return
     show_example(data.train or [pair.chosen for pair in data.pairs.train], renderer, console)
     rows: dict[str, Any] = {stage: data.pairs.train if stage == DPO else data.train for stage in stages(config)}
     show_estimates(config, model, renderer, rows, {}, console)

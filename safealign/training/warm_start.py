@@ -14,10 +14,14 @@ from typing import Any
 import torch
 
 from safealign.judges.linear import ITERATIONS, PENALTY_PER_TEXT, LogisticProbe
+from safealign.judges.prototype import LatentPrototypes
 from safealign.layout import Layout, RowKind
 from safealign.modeling.attach import SafetyParts
+from safealign.modeling.feature_cache import FeatureCache
 from safealign.modeling.features import layout_features
 from safealign.training.examples import Example
+
+LOGISTIC, PROTOTYPE = "logistic", "prototype"  # safety.head.kind
 
 
 @dataclass
@@ -45,16 +49,19 @@ def warm_start(
     fit: bool = True,
     keep: Collection[int] = (),
     progress: Callable[[int], None] | None = None,
+    cache: FeatureCache | None = None,
+    kind: str = LOGISTIC,
 ) -> WarmStart:
-    """Standardises the head on frozen features and, with `fit`, loads the regression's solution.
+    """Standardises the head on frozen features and, with `fit`, loads the solution of a regression or of prototypes.
 
     The verdicts on `requests` are read from the prompts alone, windows from `answered` with the gate closed (a fresh
     slot would only disturb the frozen model). Both labels and all kinds of row that a read-out judges weigh the same
     in all. `penalty`: L2 per text, since the windows of one answer are no independent evidence. `keep`: read-outs that
-    stay as they are, standardisation included.
+    stay as they are, standardisation included. `kind`: `logistic`, or `prototype` (`judges.prototype`, where `penalty`
+    and the rows' balance have no part).
     """
     prompts = [(e.input_ids[: _prompt_end(e)], _requests_only(e.layout)) for e in requests]
-    start = _read(parts, [*prompts, *_answers(answered)], batch_size, autocast, progress)
+    start = _read(parts, [*prompts, *_answers(answered)], batch_size, autocast, progress, cache)
     head: Any = parts.head  # the head, or PEFT's wrapper of it
     readouts = parts.readouts(start.kinds)
     for readout in sorted({*readouts.unique().tolist()} - {*keep}):
@@ -62,7 +69,7 @@ def warm_start(
         head.standardise_on(rows.features, readout)
         # Without harmful answers the windows' read-out starts from zero; a request's verdict needs both labels.
         if fit and (readout == 0 or len(rows.labels.unique()) == 2):
-            _fit_readout(head, rows, readout, penalty)
+            _fit_readout(head, rows, readout, penalty, kind)
     return start
 
 
@@ -94,12 +101,13 @@ def _read(
     batch_size: int,
     autocast: torch.dtype | None,
     progress: Callable[[int], None] | None,
+    cache: FeatureCache | None = None,
 ) -> WarmStart:
     chosen = [(ids, layout) for ids, layout in texts if layout.safety]
     device = str(parts.head.mean.device.type)
     with torch.autocast(device, dtype=autocast or torch.bfloat16, enabled=autocast is not None):
         found = layout_features(
-            parts, [ids for ids, _ in chosen], [layout for _, layout in chosen], batch_size, progress
+            parts, [ids for ids, _ in chosen], [layout for _, layout in chosen], batch_size, progress, cache
         )
     return WarmStart(
         torch.cat(found),
@@ -109,15 +117,22 @@ def _read(
     )
 
 
-def _fit_readout(head: Any, rows: WarmStart, readout: int, penalty: float) -> None:
-    """Loads the regression's solution on these rows; inputs that the read-out does not read weigh nothing."""
+def _fit_readout(head: Any, rows: WarmStart, readout: int, penalty: float, kind: str = LOGISTIC) -> None:
+    """Loads the solution on these rows; inputs that the read-out does not read weigh nothing."""
     reads = head.reads[readout].cpu()
-    probe = LogisticProbe(head.mean[readout].cpu()[reads], head.scale[readout].cpu()[reads])
-    weights, l2 = _balance(rows.labels, rows.kinds), penalty * len(rows.texts.unique())
-    probe.fit(rows.features[:, reads], rows.labels, weights, l2=l2, max_iter=ITERATIONS)
+    mean, scale = head.mean[readout].cpu()[reads], head.scale[readout].cpu()[reads]
+    features = rows.features[:, reads]
+    if kind == PROTOTYPE:
+        found = LatentPrototypes().fit(features, rows.labels)
+        # Fitted on the states as they are; the head standardises first, and then says the same.
+        weight, bias = found.weight * scale.double(), found.bias + found.weight @ mean.double()
+    else:
+        weights, l2 = _balance(rows.labels, rows.kinds), penalty * len(rows.texts.unique())
+        probe = LogisticProbe(mean, scale).fit(features, rows.labels, weights, l2=l2, max_iter=ITERATIONS)
+        weight, bias = probe.weight, probe.bias
     whole = torch.zeros(len(reads))
-    whole[reads] = probe.weight.float()
-    head.set_linear(whole, float(probe.bias), readout)
+    whole[reads] = weight.float()
+    head.set_linear(whole, float(bias), readout)
 
 
 def _answers(answered: Sequence[Example]) -> list[tuple[tuple[int, ...], Layout]]:

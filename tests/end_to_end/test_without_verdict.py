@@ -51,3 +51,24 @@ def test_a_job_without_a_verdict_has_its_figures_in_the_sweeps_table(
 def evaluate_again(run: Path) -> int:
     argv = [f"model={run / 'export'}", "suite=smoke", "attack.attacks=[direct]", "suite.prompts.everyday=0"]
     return run_command(evaluate, "evaluate", argv=[*argv, "offline=true"])
+
+
+def test_another_export_stands_in_the_table_under_its_own_rules(
+    few: None, overrides: list[str], run_dir: Path, tmp_path: Path
+) -> None:
+    """A head of a frozen model beside a model that was trained with one."""
+    own = ["+recipe=frozen_head" if item.startswith("+recipe=") else item for item in overrides if item != "suite=none"]
+    table = ["suite=smoke", "attack.attacks=[direct]", "suite.prompts.everyday=0"]
+    # In fp32, since a tiny model made in code keeps other buffers in bf16 than one that is read from a file.
+    assert run_command(train, argv=[*own, *table, "model.dtype=fp32", f"run_dir={tmp_path / 'detector'}"]) == 0
+    alone = json.loads((tmp_path / "detector/report/summary.json").read_text(encoding="utf-8"))
+    assert alone["over_refusal"]["safealign"]["interventions"]["n"] == 2
+    assert alone["usefulness"]["safealign"] == alone["usefulness"]["undefended"]
+    beside = f"baselines=[undefended,{tmp_path / 'detector/export'}]"
+    argv = [f"model={run_dir / 'export'}", *table, beside, f"run_dir={tmp_path / 'both'}", "offline=true"]
+    assert run_command(evaluate, "evaluate", argv=argv) == 0
+    both = json.loads((tmp_path / "both/report/summary.json").read_text(encoding="utf-8"))
+    assert {"undefended", "safealign", "detector"} <= {*both["attack_success"]}
+    assert "interventions" in both["over_refusal"]["detector"]
+    again = [item.replace("detector/export", "detector/nothing") for item in argv]
+    assert run_command(evaluate, "evaluate", argv=again) == 2

@@ -7,7 +7,15 @@ import torch
 
 from safealign.data.records import BENIGN, MALICIOUS
 from safealign.data.wrapping import Template
-from safealign.evaluation.head_table import HeadSets, cached, head_grid, head_row, linear_baseline, wrapped_set
+from safealign.evaluation.head_table import (
+    HeadSets,
+    cached,
+    head_grid,
+    head_row,
+    linear_baseline,
+    prototype_baseline,
+    wrapped_set,
+)
 
 
 def _sets(kit, **changes) -> HeadSets:
@@ -53,6 +61,18 @@ def test_a_linear_baseline_learns_from_features_and_ignores_what_has_no_label(ki
 
     score = linear_baseline(features, requests, penalty=0.01)
     assert seen == [20]
+    assert float(score(kit.prompts(1, MALICIOUS))[0]) > 0 > float(score(kit.prompts(1))[0])
+
+
+def test_prototypes_learn_from_features_alike(kit) -> None:
+    from dataclasses import replace
+
+    requests = [*kit.prompts(10, MALICIOUS), *kit.prompts(10), replace(kit.prompts(1)[0], label=None)]
+
+    def features(records) -> torch.Tensor:
+        return torch.stack([torch.tensor([float("misdeed" in r.request), float(r.request[-1])]) for r in records])
+
+    score = prototype_baseline(features, requests)
     assert float(score(kit.prompts(1, MALICIOUS))[0]) > 0 > float(score(kit.prompts(1))[0])
 
 

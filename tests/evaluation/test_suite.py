@@ -11,9 +11,12 @@ from rich.console import Console
 
 from safealign.config.composing import compose
 from safealign.data.records import MALICIOUS
+from safealign.evaluation import cells, judge_check, suite
 from safealign.evaluation import job as job_module
-from safealign.evaluation import judge_check, suite
-from safealign.evaluation.job import EvaluationJob
+from safealign.evaluation.attacks import DirectAttack
+from safealign.evaluation.cells import measure
+from safealign.evaluation.head_table import HeadSets
+from safealign.evaluation.job import EvaluationJob, Evidence
 from safealign.evaluation.suite import Prompts, attacks_of, fill, run_suite
 from safealign.evaluation.systems import OURS, UNDEFENDED, System, ablations
 from safealign.model import SafeModel
@@ -56,7 +59,15 @@ def test_every_cell_is_there_and_the_summary_counts(systems, prompts, config, tm
         assert set(written[area]) == {system.key for system in systems}
     for row in written["attack_success"].values():
         assert all({"value", "n", "interval"} <= set(cell) and cell["n"] == 3 for cell in row.values())
-    assert "mid_answer" not in written["over_refusal"]["undefended"]
+    assert not {"mid_answer", "interventions"} & {*written["over_refusal"]["undefended"]}
+    none = written["over_refusal"]["safealign"]["interventions"]
+    assert none["value"] == 0.0 and none["n"] == 3
+
+
+def test_what_the_rules_step_in_on_is_counted_at_the_start_and_later(ours, kit) -> None:
+    loud = System(OURS, ours, {"theta_query": 1e-9})
+    cell = measure(loud, DirectAttack(), kit.prompts(3), "benign", max_new_tokens=4, batch_size=4)
+    assert cell.interventions.value == 1.0 and cell.mid_answer.value == 0.0
 
 
 def test_a_whole_job_writes_report_and_keeps_no_text(systems, prompts, config, tmp_path: Path, monkeypatch) -> None:
@@ -121,3 +132,45 @@ def test_the_held_out_loss_is_computed_once_for_rows_that_decode_one_model_other
     assert losses[OURS] == losses["first"]
     assert losses["closed"].value == pytest.approx(losses["plain"].value, abs=1e-5)
     assert set(losses) == {system.name for system in systems}
+
+
+@pytest.fixture
+def frozen(ours) -> SafeModel:
+    """The same head on a model that was left as it was."""
+    decoding = {"gate": False, "schedule": "every"}
+    return SafeModel(ours.hf, ours.tokenizer, ours.parts, replace(ours.card, frozen=True, decoding=decoding))
+
+
+def test_a_frozen_model_has_no_rows_for_what_it_never_had(frozen) -> None:
+    mine = System(OURS, frozen)
+    asked = {"low": {"dependency": "low"}, "open": {"gate": True}, "closed": {"gate": False}, "bare": {"safety": False}}
+    assert [row.name for row in ablations(mine, asked | {"first": {"schedule": "first"}})] == ["bare", "first"]
+
+
+def test_another_export_has_its_rows_in_every_table(
+    ours, undefended, frozen, kit, config, tmp_path: Path, monkeypatch
+) -> None:
+    sets = HeadSets(kit.prompts(3, MALICIOUS), kit.prompts(3), kit.prompts(2), [], kit.prompts(4), [])
+    prompts = Prompts(kit.prompts(3, MALICIOUS), kit.prompts(3), kit.prompts(2), kit.answered(3))
+    monkeypatch.setattr(Prompts, "load", classmethod(lambda cls, suite, offline: prompts))
+    monkeypatch.setattr(job_module, "judge_note", lambda offline=False: "the judge agrees")
+    monkeypatch.setattr(EvaluationJob, "_head_sets", lambda self, prompts: sets)
+    monkeypatch.setitem(cells.JUDGES, "refusal_matcher", lambda *args, **more: True)  # gibberish would not count
+    mine = System(OURS, ours)
+    systems = [System(UNDEFENDED, undefended), mine, System("frozen_head", frozen)]
+    systems += ablations(mine, {"first only": {"schedule": "first"}})
+    evidence = Evidence([], [], None, [], 0.1, 0.9)
+    job = EvaluationJob(systems, config.suite, config.attack, tmp_path, QUIET, "a test", "a command", evidence=evidence)
+    summary = job.run()
+    assert {*summary.grids["head"].cells} == {OURS, "frozen_head"}
+    assert {*summary.grids["windows"].cells} == {OURS, "frozen_head"}
+    assert summary.areas["over_refusal"].cells["frozen_head"]["interventions"].value is not None
+    assert summary.areas["usefulness"].cells["frozen_head"] == summary.areas["usefulness"].cells["undefended"]
+
+
+def test_a_closed_gate_is_said_to_be_closed(undefended, frozen, prompts, config, tmp_path: Path, monkeypatch) -> None:
+    monkeypatch.setattr(Prompts, "load", classmethod(lambda cls, suite, offline: prompts))
+    monkeypatch.setattr(job_module, "judge_note", lambda offline=False: "the judge agrees")
+    systems = [System(UNDEFENDED, undefended), System(OURS, frozen)]
+    summary = EvaluationJob(systems, config.suite, config.attack, tmp_path, QUIET, "a test", "a command").run()
+    assert any("no text sees the safety token" in note for note in summary.notes)

@@ -9,9 +9,12 @@ import torch
 
 from safealign.data.records import BENIGN, MALICIOUS
 from safealign.errors import DataError
+from safealign.judges.prototype import LatentPrototypes
 from safealign.layout import RowKind
+from safealign.modeling.feature_cache import FeatureCache
 from safealign.modeling.features import layout_logits
-from safealign.training.warm_start import refit_windows, warm_start
+from safealign.modeling.hidden import HiddenExtractor
+from safealign.training.warm_start import PROTOTYPE, refit_windows, warm_start
 
 
 @pytest.fixture
@@ -38,6 +41,29 @@ def test_it_starts_the_head_at_the_regressions_solution(kit, examples) -> None:
     logits = parts.head(found.features)
     requests = found.kinds == RowKind.REQUEST
     assert ((logits > 0) == (found.labels > 0.5))[requests].all()
+
+
+@pytest.mark.parametrize("separate", [False, True])
+def test_prototypes_are_loaded_as_a_head_that_standardises(kit, examples, separate) -> None:
+    """Fitted on the states as they are, each read-out on its own rows; what the head says is what they say."""
+    _, parts = kit.safe_model(separate_windows=separate)
+    found = warm_start(parts, examples, examples, kind=PROTOTYPE)
+    for readout, kind in ((0, RowKind.REQUEST), (1, RowKind.WINDOW)) if separate else ((0, None),):
+        rows = found if kind is None else found.of(found.kinds == kind)
+        wanted = LatentPrototypes().fit(rows.features, rows.labels).decision(rows.features)
+        logits = parts.head(rows.features, torch.full_like(rows.kinds, readout))
+        torch.testing.assert_close(logits.double(), wanted, rtol=1e-3, atol=1e-2)
+
+
+def test_cached_states_give_the_same_head_and_are_not_read_again(kit, examples, tmp_path, monkeypatch) -> None:
+    cache = FeatureCache(tmp_path)
+    weights = []
+    for _ in range(2):
+        _, parts = kit.safe_model()
+        warm_start(parts, examples, examples, cache=cache)
+        weights.append(parts.head.linear.weight.detach().clone())
+        monkeypatch.setattr(HiddenExtractor, "_batch", lambda self, texts: pytest.fail("a known text was read again"))
+    assert torch.equal(*weights)
 
 
 def test_the_frozen_features_are_those_that_training_will_see(kit, examples) -> None:

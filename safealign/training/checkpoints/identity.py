@@ -67,7 +67,7 @@ class Identity:
 
 def identity_of(config: TrainConfig, base: str, data: TrainingData) -> Identity:
     """The identity of a run; `base`: the digest of its base's weights."""
-    return _identity(config, base, _digest(_examples(data)), _digest(_calibration(config, data)))
+    return _identity(config, base, _digest(_examples(config, data)), _digest(_calibration(config, data)))
 
 
 def pretraining_identity(config: TrainConfig, base: str, report: Mapping[str, Any]) -> Identity:
@@ -104,8 +104,10 @@ def _flat(values: Mapping[str, Any], prefix: str) -> Iterator[tuple[str, Any]]:
             yield f"{prefix}.{key}", value
 
 
-def _examples(data: TrainingData) -> Iterator[Any]:
-    """Every example that a weight is trained on, with its layout."""
+def _examples(config: TrainConfig, data: TrainingData) -> Iterator[Any]:
+    """Every example that a weight is trained on, with its layout; or, of a frozen model, that its head is fitted on."""
+    if config.safety.frozen:
+        yield from (*data.warm, *data.warm_answers)
     yield from data.train
     for pair in data.pairs.train:
         yield from (pair.start, *pair.sides)

@@ -199,6 +199,25 @@ class Keeper:
         note |= {"calibrated": True, "base": None, "identity": self.identity.to_dict()}
         (folder / NOTE_FILE).write_text(json.dumps(note, indent=2, allow_nan=False) + "\n", encoding="utf-8")
 
+    def seal_fitted(self, folder: Path) -> None:
+        """Adds the note to the one checkpoint of a run without steps, whose head was fitted."""
+        note = {
+            "format_version": FORMAT_VERSION,
+            "step": 0,
+            "stage": stages(self.config)[-1],
+            "stage_step": 0,
+            "stage_done": True,
+            "needed_later": False,
+            "calibrated": True,
+            "base": None,
+            "epoch": 0.0,
+            "tokens": 0,
+            "metrics": {},
+            "log_bytes": 0,
+            "identity": self.identity.to_dict(),
+        }
+        (folder / NOTE_FILE).write_text(json.dumps(note, indent=2, allow_nan=False) + "\n", encoding="utf-8")
+
     def tidy(self) -> None:
         """Removes what only a later stage would have needed, once there is none."""
         trainer = self.config.trainer
