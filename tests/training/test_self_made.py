@@ -137,7 +137,7 @@ def test_the_recipe_samples_what_it_always_did(path: Path, kit: Any, monkeypatch
     """Under the same names, so that what lies in a cache is found again."""
     config = _config(path, "data.sampling.everyday=2", "data.sampling.compliant=2", "data.sampling.answers=2")
     monkeypatch.setattr("safealign.sampling.sampler.weights_digest", lambda model: "weights")
-    monkeypatch.setattr(self_made, "_quick_copy", lambda model: model)
+    monkeypatch.setattr(self_made, "quick_copy", lambda model: model)
     asked: list[str] = []
     monkeypatch.setattr("safealign.sampling.sampler.cached", lambda folder, key, make, say: asked.append(key) or [])
     sample(config, None, kit.renderer, load_sources(config), _silent)
@@ -198,7 +198,7 @@ def writer() -> Any:
 
 @pytest.fixture
 def sampled(path: Path, cache: Path, writer: Any, kit: Any, monkeypatch: pytest.MonkeyPatch) -> Callable[..., Sampled]:
-    monkeypatch.setattr(self_made, "_quick_copy", lambda model: model)
+    monkeypatch.setattr(self_made, "quick_copy", lambda model: model)
 
     def make(*more: str, **how: Any) -> Sampled:
         config = _config(path, *ALL_KINDS, *more)
@@ -305,8 +305,8 @@ def test_the_config_names_the_guard(path: Path, monkeypatch: pytest.MonkeyPatch)
     monkeypatch.setattr("safealign.training.labellers.SentenceEncoder", Letters)
     probe = labeller(_config(path, "data.sampling.guard=probe"), records)
     assert probe is not None and isinstance(probe.make(), ProbeGuard)
-    assert probe.agrees(MALICIOUS, "x", "Now misuse it and be done.")
-    assert not probe.agrees(BENIGN, "x", "Now misuse it and be done.") and probe.agrees(BENIGN, "x", "Fold it twice.")
+    answers = ["Now misuse it and be done.", "Now misuse it and be done.", "Fold it twice."]
+    assert probe.agrees([MALICIOUS, BENIGN, BENIGN], ["x"] * 3, answers) == [True, False, True]
     fewer = labeller(_config(path, "data.sampling.guard=probe"), records[:30])
     assert fewer is not None and fewer.key != probe.key != rules.key
 
@@ -330,7 +330,7 @@ def quiet(cache: Path, writer: Any, monkeypatch: pytest.MonkeyPatch, tmp_path: P
     here = tmp_path / "here"
     here.mkdir()
     monkeypatch.chdir(here)
-    monkeypatch.setattr(self_made, "_quick_copy", lambda model: model)
+    monkeypatch.setattr(self_made, "quick_copy", lambda model: model)
     for name in ("sampling_job", "validating"):
         module = f"safealign.training.{name}.load_model"
         monkeypatch.setattr(module, lambda config: (copy.deepcopy(writer), Renderer(tiny_tokenizer())))
