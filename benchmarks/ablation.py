@@ -68,7 +68,7 @@ SETTINGS: dict[str, tuple[str, ...]] = {
     "token from the role's": ("safety.init=assistant_role",),
 }
 COLUMNS = {
-    "eval_loss": "LM loss",
+    "eval_lm/loss": "LM loss",
     "eval_safety/loss": "safety loss",
     "benign": "vs benign",
     "over_refusal": "vs over-refusal",
