@@ -131,6 +131,29 @@ def test_adapters_count_and_so_does_switching_them_off(shop: Shop) -> None:
     torch.testing.assert_close(off[0], plain[0], atol=2e-6, rtol=1e-5)
 
 
+def test_how_much_an_adapter_counts_is_part_of_it(shop: Shop) -> None:
+    def read(extractor: HiddenExtractor) -> int:
+        return shop.read(extractor)[1]
+
+    def adapted(**more: Any) -> Any:
+        torch.manual_seed(0)
+        settings = {"r": 2, "target_modules": ["q_proj"], "init_lora_weights": False, "lora_alpha": 4} | more
+        return get_peft_model(tiny_model(), LoraConfig(**settings)).eval()
+
+    assert read(_extractor(adapted())) == len(WORDS) and read(_extractor(adapted())) == 0
+    for more in ({"lora_alpha": 8}, {"use_rslora": True}, {"alpha_pattern": {"layers.0.self_attn.q_proj": 16}}):
+        assert read(_extractor(adapted(**more))) == len(WORDS)
+    # The same scales in other layers are another model.
+    assert read(_extractor(adapted(alpha_pattern={"layers.1.self_attn.q_proj": 16}))) == len(WORDS)
+    lm = adapted()
+    extractor = _extractor(lm)
+    assert read(extractor) == 0
+    for layer in lm.modules():
+        if hasattr(layer, "scale_layer"):
+            layer.scale_layer(0.5)
+    assert read(extractor) == len(WORDS)
+
+
 def test_the_safety_tokens_vector_counts_where_it_takes_part(shop: Shop) -> None:
     parts = attach(tiny_model(), HeadSettings((0.5,), ("row", "mean")))
     rendered = RENDERER.render([{"role": "user", "content": "Tell me about the ocean"}])
