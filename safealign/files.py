@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import os
+from contextlib import suppress
 from pathlib import Path
 
 
@@ -17,6 +18,21 @@ def write_text(path: str | Path, text: str) -> Path:
     finally:
         temporary.unlink(missing_ok=True)
     return path
+
+
+def private_folder(folder: Path) -> Path:
+    """Makes a folder that its owner alone can enter; one that was open is closed, with the folders in it.
+
+    Returns it. Raises OSError where it cannot be made, or belongs to somebody else.
+    """
+    folder.mkdir(mode=0o700, parents=True, exist_ok=True)
+    if folder.stat().st_mode & 0o077:
+        folder.chmod(0o700)
+        for path in folder.iterdir():
+            with suppress(FileNotFoundError):  # another process may be replacing it
+                if path.is_dir() and not path.is_symlink():
+                    path.chmod(0o700)
+    return folder
 
 
 def sync(path: Path) -> None:

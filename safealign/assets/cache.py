@@ -52,14 +52,17 @@ def locked(name: str) -> Iterator[None]:
         yield
 
 
-def publish(folder: Path, fill: Callable[[Path], None]) -> None:
-    """Fill a temporary folder beside `folder`, flush it, rename it: readers see all of it or nothing."""
+def publish(folder: Path, fill: Callable[[Path], None], mode: int = 0o755) -> None:
+    """Fill a temporary folder beside `folder`, flush it, rename it: readers see all of it or nothing.
+
+    `mode`: who may enter the folder.
+    """
     folder.parent.mkdir(parents=True, exist_ok=True)
     temporary = Path(tempfile.mkdtemp(prefix=f".{folder.name}-", dir=folder.parent))
     try:
         fill(temporary)
         _flush(temporary)
-        temporary.chmod(0o755)
+        temporary.chmod(mode)
         if folder.exists():
             shutil.rmtree(folder)
         os.replace(temporary, folder)

@@ -110,7 +110,7 @@ def _plain_lines(part: Part) -> _Numbered:
             text = line.decode()
             data, end = decode(text)
             ordinary = text[end:] in _ENDS
-        except ValueError:
+        except (ValueError, RecursionError):
             ordinary = False
         if not ordinary:  # blank, indented, with a byte-order mark, or a fault
             row = jsonl_row(line, "")

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 from bisect import bisect_left, bisect_right
 from collections.abc import Mapping, Sequence
 from functools import cached_property
@@ -33,6 +34,14 @@ class Renderer:
         self.tokenizer = tokenizer
         self.template = ChatTemplate(tokenizer)
         self.encoder = SafeEncoder(tokenizer)
+
+    @property
+    def identity(self) -> list[Any]:
+        """What decides about the ids of a text, as plain values: the tokenizer's rules, special tokens, template."""
+        # Padding and truncation are set by whoever calls it, and play no part in rendering.
+        rules = json.loads(self.tokenizer.backend_tokenizer.to_str()) | {"padding": None, "truncation": None}
+        special = {name: str(token) for name, token in self.tokenizer.special_tokens_map.items()}
+        return [rules, special, str(self.tokenizer.chat_template)]
 
     @property
     def control_ids(self) -> frozenset[int]:

@@ -140,6 +140,10 @@ def jsonl_row(line: bytes, where: str) -> Row | None:
         return Row(where, None, "is not UTF-8 text")
     except json.JSONDecodeError as error:
         return Row(where, None, f"is not JSON ({error.msg} at column {error.colno})")
+    except RecursionError:
+        return Row(where, None, "is nested too deep to be read")
+    except ValueError:  # Python's own limit, the one fault that is no JSONDecodeError
+        return Row(where, None, "holds a number with too many digits")
 
 
 def _parquet(path: Path) -> Iterator[Row]:

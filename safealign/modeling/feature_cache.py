@@ -11,6 +11,7 @@ import hashlib
 import json
 import os
 from collections.abc import Callable, Mapping, Sequence
+from contextlib import suppress
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
@@ -21,7 +22,7 @@ from safetensors.torch import save_file
 
 from safealign.assets.cache import cache_dir
 from safealign.errors import CheckpointError
-from safealign.files import sync
+from safealign.files import private_folder, sync
 
 _VERSION = 1
 _NAME = "states"
@@ -29,7 +30,7 @@ _NAME = "states"
 
 @dataclass(frozen=True)
 class FeatureCache:
-    """Where features are kept: `folder`, or `features/` in the asset cache (`SAFEALIGN_CACHE`).
+    """Where features are kept: `folder`, or `features/` in the asset cache (`SAFEALIGN_CACHE`), for its owner alone.
 
     `say` hears of entries that were damaged. Nothing is ever thrown away: remove the folder to free its space.
     """
@@ -40,8 +41,11 @@ class FeatureCache:
     def shelf(self, context: Sequence[Any], shape: Sequence[int], dtype: torch.dtype) -> Shelf:
         """The features of one context; a text's are `[P, *shape]` in `dtype`."""
         key = digest_of(_VERSION, list(context), list(shape), str(dtype))
-        folder = self.folder if self.folder is not None else cache_dir() / "features"
-        return Shelf(folder / key[:32], key, tuple(shape), dtype, self.say)
+        root = self.folder if self.folder is not None else cache_dir() / "features"
+        folder = root / key[:32]
+        with suppress(OSError):  # what cannot be closed may still be read; `put` says what cannot be written
+            private_folder(folder if self.folder is not None else root)  # a folder of the caller's stays as it is
+        return Shelf(folder, key, tuple(shape), dtype, self.say)
 
 
 @dataclass
@@ -74,32 +78,36 @@ class Shelf:
         return None
 
     def put(self, features: Mapping[str, torch.Tensor]) -> None:
-        """Writes a file of texts' features and offers them from there."""
+        """Writes a file of texts' features and offers them from there; raises CheckpointError where that fails."""
         if not features:
             return
         rows = {key: value.detach().to("cpu", self.dtype).contiguous() for key, value in features.items()}
         index = [[key, len(value), _checksum(self.context, key, value)] for key, value in rows.items()]
         path = self.folder / f"{digest_of(index)[:32]}.safetensors"
         note = {"context": self.context, "index": json.dumps(index), "checksum": digest_of(self.context, index)}
-        self.folder.mkdir(parents=True, exist_ok=True)
         temporary = path.with_name(f".{path.name}.{os.getpid()}.tmp")
         try:
+            self.folder.mkdir(mode=0o700, parents=True, exist_ok=True)
             save_file({_NAME: torch.cat(list(rows.values()))}, temporary, metadata=note)
             sync(temporary)
             os.replace(temporary, path)
-        except OSError as error:
+        except (SafetensorError, OSError) as error:  # a full disk is the one or the other
             raise CheckpointError(
                 f"features could not be written to {path} ({error}): free some space or set SAFEALIGN_CACHE"
             ) from error
         finally:
-            temporary.unlink(missing_ok=True)
+            with suppress(OSError):
+                temporary.unlink(missing_ok=True)
         self._load(path)
 
     def _load(self, path: Path) -> None:
         try:
             self._entries |= _entries_of(path, self)
-        except (SafetensorError, OSError, ValueError, KeyError, TypeError, CheckpointError) as error:
-            self._drop(path, str(error).splitlines()[0] if str(error) else type(error).__name__)
+        except (OSError, RuntimeError) as error:  # torch's own for a file that it cannot map
+            # Too many open files, no memory, no permission: that says nothing against the file.
+            self.say(f"warning: cached features in {path} cannot be read ({_first(error)}): they are computed again")
+        except (SafetensorError, ValueError, KeyError, TypeError, CheckpointError) as error:
+            self._drop(path, _first(error))
 
     def _drop(self, path: Path, reason: str) -> None:
         self.say(f"warning: cached features in {path} are damaged ({reason}): they are computed again")
@@ -116,6 +124,11 @@ class _Entry:
     first: int
     count: int
     checksum: str
+
+
+def _first(error: Exception) -> str:
+    """An error's first line, or its kind."""
+    return str(error).splitlines()[0] if str(error) else type(error).__name__
 
 
 def digest_of(*content: Any) -> str:

@@ -15,7 +15,7 @@ from typing import Any
 
 import torch
 
-from safealign.errors import ConfigError, DataError
+from safealign.errors import CheckpointError, ConfigError, DataError
 from safealign.layout import Rendered
 from safealign.layout.collate import collate_layouts
 from safealign.modeling.architectures import decoder_layers
@@ -37,6 +37,9 @@ class HiddenExtractor:
     norm); `pool`: `last` (last row of a place), `mean` (over it), `row` (the safety row's own; needs `parts`).
     `dtype`: of the features. Raises ValueError for layers or pools that there are not, ConfigError for `row` without
     safety parts.
+
+    With a cache, weights written to between two reads are noticed, unless the write went past autograd
+    (`weight.data.copy_(…)`): make a new extractor after one.
     """
 
     def __init__(
@@ -129,10 +132,15 @@ class HiddenExtractor:
             for key, value in self._compute(missing, progress):
                 done[key] = value
                 if len(done) == _PER_FILE:
-                    shelf.put(done)
-                    done = {}
-        finally:
-            shelf.put(done)
+                    full, done = done, {}  # what cannot be written is not tried again
+                    shelf.put(full)
+        except BaseException:
+            try:
+                shelf.put(done)
+            except CheckpointError as error:  # the first error is the one to be heard of
+                shelf.say(f"warning: {error}")
+            raise
+        shelf.put(done)
 
     def _context(self) -> list[Any]:
         """What decides about the features beside the text. The ids of a text cover template and tokenizer."""

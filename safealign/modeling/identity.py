@@ -1,4 +1,4 @@
-"""What decides about a model's states, as a digest: every weight and buffer, the config, which adapters are on."""
+"""What decides about a model's states, as a digest: weights, buffers, config, adapters that are on and their scale."""
 
 from __future__ import annotations
 
@@ -19,6 +19,7 @@ _BESIDE |= {"_attn_implementation", "_attn_implementation_internal", "attn_imple
 class ModelIdentity:
     """The digest of a causal LM, computed again only when a weight was written to or an adapter switched.
 
+    A write that goes past autograd (`weight.data.copy_(…)`) is not noticed: take a new identity after one.
     The safety parts are left out: with no safety row in a forward, nothing of them takes part.
     """
 
@@ -64,7 +65,7 @@ def _versions(lm: Any) -> tuple[tuple[int, int], ...]:
 
 
 def _switches(lm: Any) -> list[str]:
-    """Adapters that take part, by their layers' state: switched off, chosen, merged."""
-    names = ("disable_adapters", "active_adapters", "merged_adapters")
-    layers = [module for module in lm.modules() if hasattr(module, "disable_adapters")]
-    return sorted({str([getattr(layer, name, None) for name in names]) for layer in layers})
+    """Adapters that take part, by each layer's state: switched off, chosen, merged, and scaled by what."""
+    names = ("disable_adapters", "active_adapters", "merged_adapters", "scaling")
+    layers = [(name, module) for name, module in lm.named_modules() if hasattr(module, "disable_adapters")]
+    return [f"{name} {[getattr(layer, what, None) for what in names]}" for name, layer in layers]

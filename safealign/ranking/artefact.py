@@ -57,6 +57,8 @@ def load_ranker(folder: Path, block: Mapping[str, Any] | None) -> Ranker | None:
     if block is None:
         return None
     where = f"{folder / CARD_FILE}: its ranker"
+    if not isinstance(block, Mapping):
+        raise CheckpointError(f"{where} is no set of keys but {type(block).__name__}: train it again")
     if block.get("version") != RANKER_VERSION:
         raise CheckpointError(
             f"{where} has version {block.get('version')}, this safealign reads {RANKER_VERSION}: train it again"

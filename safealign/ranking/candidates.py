@@ -15,7 +15,7 @@ from typing import Any
 from safealign.assets import cache_dir
 from safealign.data.records import Message, Record
 from safealign.data.rendering import Renderer
-from safealign.modeling.loading import weights_digest
+from safealign.modeling.identity import model_digest
 from safealign.ranking.settings import CandidateSettings
 from safealign.sampling import SamplingSettings
 from safealign.sampling.keeping import Portions, cached
@@ -107,5 +107,6 @@ def _key(
     shaped_by = ("max_new_tokens", "temperature", "top_p", "seed")
     how = {name: value for name, value in asdict(settings).items() if name in shaped_by}
     texts = [[r.id, r.label, r.source, list(map(list, r.prompt)), w.name, w.count, turns] for r, w, turns in asked]
-    content = [weights_digest(model), renderer.tokenizer.chat_template, how, texts]
+    # Not the short digest of a base model's weights: an adapter on it, or a late change of a weight, answers otherwise.
+    content = [model_digest(model), renderer.identity, how, texts]
     return f"candidates-{hashlib.sha256(json.dumps(content, sort_keys=True).encode()).hexdigest()[:24]}"

@@ -29,12 +29,8 @@ def example_key(records: Sequence[Record], renderer: Renderer, settings: Example
 @lru_cache(maxsize=1)
 def _tokenizer(renderer: Renderer) -> str:
     """Its rules and special tokens, its template, and what that makes of two turns: some write today's date."""
-    tokenizer = renderer.tokenizer
-    # Padding and truncation are set by whoever calls it, and play no part in rendering.
-    rules = json.loads(tokenizer.backend_tokenizer.to_str()) | {"padding": None, "truncation": None}
-    special = {name: str(token) for name, token in tokenizer.special_tokens_map.items()}
     dated = renderer.template.render((Message("user", "a"), Message("assistant", "b")), generation_prompt=False)
-    return json.dumps([rules, special, str(tokenizer.chat_template), dated.text], sort_keys=True)
+    return json.dumps([*renderer.identity, dated.text], sort_keys=True)
 
 
 @lru_cache(maxsize=1)

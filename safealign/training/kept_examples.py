@@ -1,7 +1,7 @@
 """Examples rendered once: one process writes them into the cache, the other ranks and later runs map them from there.
 
-They lie under a hash of all that they depend on, so that whatever changes is rendered again. What they spell is never
-copied to a run's own directory.
+They lie under a hash of all that they depend on, so that whatever changes is rendered again. What they spell, harmful
+answers among it, is never copied to a run's own directory, and its owner alone can read it.
 """
 
 from __future__ import annotations
@@ -24,6 +24,7 @@ from safealign.assets.cache import cache_dir, locked, publish
 from safealign.data.records import Record
 from safealign.data.rendering import Renderer
 from safealign.errors import AssetError
+from safealign.files import private_folder
 from safealign.layout import Layout, RowKind, SafetyRow, Span
 from safealign.training.collator import LENGTH_KEY
 from safealign.training.example_key import example_key
@@ -101,6 +102,11 @@ class Joined(_Made):
         return self.first[at] if at < n else self.second[at - n]
 
 
+def rows_folder() -> Path:
+    """Where rendered examples are kept."""
+    return cache_dir() / "rows"
+
+
 def kept_examples(
     records: Sequence[Record], renderer: Renderer, settings: ExampleSettings, seed: int, say: Say
 ) -> tuple[Sequence[Example], list[str]]:
@@ -109,12 +115,14 @@ def kept_examples(
     Where the cache cannot be written they are made in memory, with a word.
     """
     key = example_key(records, renderer, settings, seed)
-    folder = cache_dir() / "rows" / key
+    folder = rows_folder() / key
     try:
+        private_folder(folder.parent)
         with locked(f"rows-{key[:2]}"):
             found = _read(folder, say)
             if found is None:
-                publish(folder, lambda path: _write(path, each_example(records, renderer, settings, seed), settings))
+                rendered = each_example(records, renderer, settings, seed)
+                publish(folder, lambda path: _write(path, rendered, settings), 0o700)
                 found = _read(folder, say)
     except (AssetError, OSError) as error:
         say(f"warning: rendered examples cannot be kept and are made again by every process: {error}")

@@ -7,6 +7,7 @@ import random
 from collections import Counter
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import asdict, dataclass, field, replace
+from pathlib import Path
 from typing import Any
 
 from safealign.config.roots import TrainConfig
@@ -21,11 +22,11 @@ from safealign.sampling import DEEP
 from safealign.training.checks import data_problems
 from safealign.training.examples import Example, ExampleSettings
 from safealign.training.guarding import guarded
-from safealign.training.kept_examples import kept_examples
+from safealign.training.kept_examples import kept_examples, rows_folder
 from safealign.training.leaking import Encode, LeakGuard
 from safealign.training.packing_examples import pack_examples
 from safealign.training.preparing_pairs import Pairs, prepare_pairs
-from safealign.training.self_made import apart, on_side, sample
+from safealign.training.self_made import apart, on_side, refuse_inside, sample
 from safealign.training.sources import calibration_only, load_sources, prompt_only
 from safealign.training.splitting import distinct, hold_out, split, unseen
 from safealign.training.stages import DPO, SFT, stages
@@ -96,7 +97,11 @@ def prepare(
 def arrange(
     config: TrainConfig, records: Sequence[Record], renderer: Renderer, say: Say, encode: Encode | None = None
 ) -> TrainingData:
-    """Training data from records: leak check, calibration units and validation set aside, mix, pairs, examples."""
+    """Training data from records: leak check, calibration units and validation set aside, mix, pairs, examples.
+
+    Raises ConfigError where rendered examples would lie in the run directory, which is handed on to others.
+    """
+    refuse_inside(rows_folder(), Path(config.run_dir))
     guard = leak_guard(config, encode, say)
     spliced, whole = apart(records)
     clean = guard.clean(whole, say)

@@ -180,6 +180,7 @@ def quick_copy(model: Any) -> Any:
 
 
 def refuse_inside(cache: Path, run_dir: Path) -> None:
+    """Raises ConfigError for a folder of sampled texts, or of examples made of them, below `run_dir`."""
     if run_dir.resolve() in cache.resolve().parents:
         raise ConfigError(
             f"the cache {cache} lies in run_dir={run_dir}, and sampled texts must not travel with a run: set "

@@ -14,8 +14,9 @@ from hypothesis import strategies as st
 
 from safealign.data import scanning, validation
 from safealign.data.scanning import scan
-from safealign.data.sources import file_rows, renamed
+from safealign.data.sources import file_rows, load_records, renamed
 from safealign.data.validation import find_problems, is_sound
+from safealign.errors import DataError
 
 SOUND: dict[str, Any] = {
     "messages": [{"role": "user", "content": "Fold a bird"}, {"role": "assistant", "content": "Take a sheet."}],
@@ -167,3 +168,15 @@ def test_a_folder_is_read_file_by_file_parquet_as_well(tmp_path: Path) -> None:
     found = scan(tmp_path)
     assert found.rows == 3
     assert found.problems == ["b.jsonl:1: id 'a' is used before, at a.parquet:1: every id must be unique"]
+
+
+@pytest.mark.parametrize("fields", [{}, {"category": "topic"}])
+def test_what_python_will_not_parse_is_named_by_file_and_row(tmp_path: Path, fields: dict[str, str]) -> None:
+    path = tmp_path / "mine.jsonl"
+    deep, long = '{"x": ' + "[" * 100_000 + "]" * 100_000 + "}", '{"x": ' + "9" * 5000 + "}"
+    sound = json.dumps({key: value for key, value in SOUND.items() if key != "id"} | {"topic": "x"})
+    path.write_text("\n".join([sound, deep, sound, long, sound]), encoding="utf-8")
+    expected = ["mine.jsonl:2: is nested too deep to be read", "mine.jsonl:4: holds a number with too many digits"]
+    assert scan(path, fields).problems == thorough(path, fields) == expected
+    with pytest.raises(DataError, match="2 faults"):
+        load_records(path, fields=fields)

@@ -12,13 +12,13 @@ from typing import Any
 import pytest
 import torch
 from peft import LoraConfig, get_peft_model
-from safetensors import safe_open
+from safetensors import SafetensorError, safe_open
 from safetensors.torch import save_file
 
 from safealign.data.rendering import Renderer
-from safealign.errors import DataError
+from safealign.errors import CheckpointError, DataError
 from safealign.layout import build_layout, request_row
-from safealign.modeling import hidden
+from safealign.modeling import feature_cache, hidden
 from safealign.modeling.attach import attach
 from safealign.modeling.feature_cache import FeatureCache
 from safealign.modeling.hidden import HiddenExtractor
@@ -129,6 +129,29 @@ def test_adapters_count_and_so_does_switching_them_off(shop: Shop) -> None:
         off, computed = shop.read(extractor)
     assert computed == len(WORDS)
     torch.testing.assert_close(off[0], plain[0], atol=2e-6, rtol=1e-5)
+
+
+def test_how_much_an_adapter_counts_is_part_of_it(shop: Shop) -> None:
+    def read(extractor: HiddenExtractor) -> int:
+        return shop.read(extractor)[1]
+
+    def adapted(**more: Any) -> Any:
+        torch.manual_seed(0)
+        settings = {"r": 2, "target_modules": ["q_proj"], "init_lora_weights": False, "lora_alpha": 4} | more
+        return get_peft_model(tiny_model(), LoraConfig(**settings)).eval()
+
+    assert read(_extractor(adapted())) == len(WORDS) and read(_extractor(adapted())) == 0
+    for more in ({"lora_alpha": 8}, {"use_rslora": True}, {"alpha_pattern": {"layers.0.self_attn.q_proj": 16}}):
+        assert read(_extractor(adapted(**more))) == len(WORDS)
+    # The same scales in other layers are another model.
+    assert read(_extractor(adapted(alpha_pattern={"layers.1.self_attn.q_proj": 16}))) == len(WORDS)
+    lm = adapted()
+    extractor = _extractor(lm)
+    assert read(extractor) == 0
+    for layer in lm.modules():
+        if hasattr(layer, "scale_layer"):
+            layer.scale_layer(0.5)
+    assert read(extractor) == len(WORDS)
 
 
 def test_the_safety_tokens_vector_counts_where_it_takes_part(shop: Shop) -> None:
@@ -261,3 +284,66 @@ def test_the_default_folder_is_in_the_asset_cache(tmp_path: Path, monkeypatch: p
     monkeypatch.setenv("SAFEALIGN_CACHE", str(tmp_path))
     _extractor().read(_texts()[:1], cache=FeatureCache())
     assert len(list((tmp_path / "features").rglob("*.safetensors"))) == 1
+
+
+@pytest.mark.parametrize("error", [SafetensorError("Io: no space left"), OSError(28, "No space left on device")])
+def test_what_cannot_be_written_is_said_in_one_sentence(
+    shop: Shop, monkeypatch: pytest.MonkeyPatch, error: Exception
+) -> None:
+    def full(tensors: Any, path: Path, metadata: Any) -> None:
+        path.write_bytes(b"half")
+        raise error
+
+    monkeypatch.setattr(feature_cache, "save_file", full)
+    for per_file in (2, 256):  # in the middle, and what is left at the end
+        monkeypatch.setattr(hidden, "_PER_FILE", per_file)
+        with pytest.raises(CheckpointError, match="free some space or set SAFEALIGN_CACHE"):
+            shop.read(_extractor(batch_size=2))
+    assert not [path for path in shop.folder.rglob("*") if path.is_file()] and not shop.said
+
+
+def test_a_failed_write_does_not_hide_what_failed_first(shop: Shop, monkeypatch: pytest.MonkeyPatch) -> None:
+    def full(*_: Any, **__: Any) -> None:
+        raise SafetensorError("Io: no space left")
+
+    def stop(done: int) -> None:
+        raise KeyboardInterrupt
+
+    monkeypatch.setattr(feature_cache, "save_file", full)
+    with pytest.raises(KeyboardInterrupt):
+        _extractor(batch_size=2).read(_texts(), cache=shop.cache, progress=stop)
+    assert len(shop.said) == 1 and "free some space" in shop.said[0]
+
+
+@pytest.mark.parametrize("error", [OSError(24, "Too many open files"), RuntimeError("Too many open files (24)")])
+def test_a_file_that_cannot_be_read_now_is_left_as_it_is(
+    shop: Shop, monkeypatch: pytest.MonkeyPatch, error: Exception
+) -> None:
+    def busy(*_: Any, **__: Any) -> Any:
+        raise error
+
+    wanted, _ = shop.read(_extractor())
+    before = [(path, path.read_bytes()) for path in shop.files]
+    with monkeypatch.context() as patch:
+        patch.setattr(feature_cache, "safe_open", busy)
+        assert shop.cache.shelf(_extractor()._context(), (2, 2, 32), torch.float32).get("any") is None
+        assert len(shop.said) == 1 and "cannot be read" in shop.said[0] and "Too many open files" in shop.said[0]
+        found, _ = shop.read(_extractor())
+    assert all(torch.equal(mine, theirs) for mine, theirs in zip(found, wanted, strict=True))
+    assert [(path, path.read_bytes()) for path in shop.files] == before
+    assert shop.read(_extractor())[1] == 0
+
+
+@pytest.mark.parametrize("given", [True, False])
+def test_nobody_else_can_enter_where_they_lie(tmp_path: Path, monkeypatch: pytest.MonkeyPatch, given: bool) -> None:
+    monkeypatch.setenv("SAFEALIGN_CACHE", str(tmp_path))
+    folder = tmp_path / "features"
+    cache = FeatureCache(folder if given else None)
+    _extractor().read(_texts()[:1], cache=cache)
+    (shelf,) = folder.iterdir()
+    assert shelf.stat().st_mode & 0o777 == 0o700
+    shelf.chmod(0o755)
+    folder.chmod(0o755)
+    _extractor().read(_texts()[:1], cache=cache)
+    assert shelf.stat().st_mode & 0o777 == 0o700
+    assert folder.stat().st_mode & 0o777 == (0o755 if given else 0o700)  # the caller's own is the caller's to close

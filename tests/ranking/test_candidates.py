@@ -2,22 +2,33 @@
 
 from __future__ import annotations
 
+import copy
 import hashlib
 from pathlib import Path
 from typing import Any
 
 import pytest
 import torch
+from peft import LoraConfig, get_peft_model
 from tiny_models import talkative_model
 
 from safealign.data.records import Message, Record
 from safealign.data.rendering import Renderer
+from safealign.errors import CheckpointError
 from safealign.evaluation.attacks import PrefillAttack
 from safealign.modeling.feature_cache import FeatureCache
 from safealign.modeling.hidden import HiddenExtractor
 from safealign.modeling.texts import Text
 from safealign.modeling.tiny import tiny_tokenizer
-from safealign.ranking import CandidateSettings, Ranker, RankerSettings, load_ranker, ranker_block, save_ranker
+from safealign.ranking import (
+    CandidateSettings,
+    Ranker,
+    RankerSettings,
+    candidates,
+    load_ranker,
+    ranker_block,
+    save_ranker,
+)
 from safealign.ranking.candidates import DECLINING, Way, declined, sample_candidates
 from safealign.ranking.labels import by_guard, by_keywords, by_rules
 from safealign.ranking.reading import as_list, group, read_states
@@ -66,6 +77,31 @@ def test_what_is_cached_is_not_sampled_again_and_what_shapes_it_makes_another(lm
         assert _texts(_sample(lm, tmp_path, other)) != _texts(first)
     assert len(list(tmp_path.glob("*.jsonl"))) == 5
     assert _texts(_sample(talkative_model(seed=1), tmp_path)) != _texts(first)
+
+
+def test_an_adapter_a_late_weight_and_a_tokenizer_have_candidates_of_their_own(
+    lm: Any, monkeypatch: pytest.MonkeyPatch, tmp_path: Path
+) -> None:
+    keys: list[str] = []
+    monkeypatch.setattr(candidates, "cached", lambda folder, key, make, say: keys.append(key) or [])
+    _sample(lm, tmp_path)
+    _sample(copy.deepcopy(lm), tmp_path)
+    assert keys.pop() == keys[0]
+    late = copy.deepcopy(lm)
+    with torch.no_grad():
+        late.model.layers[1].mlp.down_proj.weight[-1, -1] += 1.0
+    _sample(late, tmp_path)
+    for seed in (0, 1):
+        torch.manual_seed(seed)
+        lora = LoraConfig(r=2, target_modules=["q_proj"], init_lora_weights=False)
+        _sample(get_peft_model(copy.deepcopy(lm), lora).eval(), tmp_path)
+    tokenizer = tiny_tokenizer()
+    tokenizer.add_tokens(["paper bird"])
+    sample_candidates(lm, Renderer(tokenizer), SETTINGS, REQUESTS, WAYS, folder=tmp_path)
+    tokenizer = tiny_tokenizer()
+    tokenizer.chat_template = tokenizer.chat_template.replace("assistant", "helper")
+    sample_candidates(lm, Renderer(tokenizer), SETTINGS, REQUESTS, WAYS, folder=tmp_path)
+    assert len(keys) == len(set(keys)) == 6
 
 
 def test_a_killed_sampling_goes_on_with_the_same_result(
@@ -191,6 +227,12 @@ def test_a_ranker_saved_and_loaded_gives_equal_scores(tmp_path: Path) -> None:
     assert loaded is not None and loaded.settings == ranker.settings and not loaded.training
     assert loaded.scores(states) == ranker.scores(states)
     assert torch.equal(torch.get_rng_state(), before) and load_ranker(tmp_path, None) is None
+
+
+@pytest.mark.parametrize("block", [[], "srr", 3, True, {}])
+def test_a_block_that_is_no_rankers_is_refused_by_name(tmp_path: Path, block: Any) -> None:
+    with pytest.raises(CheckpointError, match=r"safety\.json: its ranker .*: train it again"):
+        load_ranker(tmp_path, block)
 
 
 def test_the_declining_opening_depends_on_the_request_alone() -> None:

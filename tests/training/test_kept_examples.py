@@ -172,3 +172,19 @@ def test_no_record_at_all_is_no_error(cache: Path) -> None:
     for _ in range(2):
         found, too_long = kept_examples([], RENDERER, SETTINGS, 0, print)
         assert list(found) == too_long == [] and not found
+
+
+def _open_to_others(folder: Path) -> list[Path]:
+    return [path for path in (folder, *folder.iterdir()) if path.stat().st_mode & 0o077]
+
+
+def test_nobody_else_can_enter_where_they_lie(cache: Path) -> None:
+    old = cache / "rows" / "of-an-earlier-version"
+    old.mkdir(parents=True)
+    old.chmod(0o755)
+    old.parent.chmod(0o755)
+    _get()
+    assert len(list(old.parent.iterdir())) == 2 and not _open_to_others(old.parent)
+    old.parent.chmod(0o755)
+    _get()
+    assert not _open_to_others(old.parent)

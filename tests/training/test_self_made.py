@@ -416,6 +416,13 @@ def test_a_cache_inside_the_run_directory_is_refused(
     assert not (cache / "sampled").exists()
 
 
+def test_examples_are_not_kept_inside_the_run_directory(path: Path, cache: Path, tmp_path: Path) -> None:
+    config = _config(path, f"run_dir={tmp_path}")
+    with pytest.raises(ConfigError, match="must not travel with a run: set SAFEALIGN_CACHE"):
+        arrange(config, load_sources(config), Renderer(tiny_tokenizer()), _silent)
+    assert not (cache / "rows").exists()
+
+
 def test_notes_say_what_training_would_not_see(path: Path) -> None:
     def notes(*more: str) -> str:
         return "\n".join(config_notes(_config(path, *more)))
