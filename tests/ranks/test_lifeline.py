@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import ipaddress
 import json
 import os
 import signal
@@ -19,7 +20,7 @@ import torch
 
 from safealign.errors import DataError, PreemptedError, RankError
 from safealign.ranks import World
-from safealign.ranks.connecting import connect
+from safealign.ranks.connecting import _listening, connect
 from safealign.ranks.joining import joined
 from safealign.ranks.lifeline import LOST_VARIABLE, Lifeline
 
@@ -128,21 +129,58 @@ def test_ranks_that_part_in_any_order_hear_nothing() -> None:
     assert [line.verdict(0.3) for line in found] == [""] * 4
 
 
-def test_a_stranger_is_sent_away() -> None:
+def test_a_stranger_is_sent_away(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr("safealign.ranks.callers.PATIENCE", 0.3)
     store = torch.distributed.HashStore()
     world = [World(rank, rank, 2) for rank in (0, 1)]
     with ThreadPoolExecutor(2) as pool:
         first = pool.submit(connect, world[0], store, SOON)
         port = json.loads(store.get("lifeline"))["port"]
-        for text in (b"GET / HTTP/1.1\n", b'{"secret": "guess", "rank": 1, "name": "rank 1"}\n', b"7\n"):
+        for text in (b"GET / HTTP/1.1\n", b'{"secret": "guess", "rank": 1, "name": "rank 1"}\n', b"7\n", b"[" * 4000):
             with socket.create_connection(("127.0.0.1", port)) as stranger:
                 stranger.sendall(text)
                 stranger.settimeout(SOON)
-                assert stranger.recv(1) == b""
+                assert _is_over(stranger)
         second = connect(world[1], store, SOON)
         assert first.result().verdict() == second.verdict() == ""
     first.result().close()
     second.close()
+
+
+def _is_over(peer: socket.socket) -> bool:
+    try:
+        return peer.recv(1) == b""
+    except ConnectionResetError:  # closed with something unread
+        return True
+
+
+def test_silent_strangers_hold_up_nobody(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr("safealign.ranks.callers.AT_ONCE", 4)
+    store, started = torch.distributed.HashStore(), time.monotonic()
+    with ThreadPoolExecutor(1) as pool:
+        first = pool.submit(connect, World(0, 0, 2), store, SOON)
+        where = json.loads(store.get("lifeline"))
+        strangers = [socket.create_connection(("127.0.0.1", where["port"])) for _ in range(6)]
+        strangers[-1].sendall(where["secret"].encode()[:-1])
+        second = connect(World(1, 1, 2), store, SOON)
+        found = first.result()
+    assert time.monotonic() - started < 4 and found.verdict() == second.verdict() == ""
+    for stranger in strangers:
+        stranger.settimeout(SOON)
+        assert _is_over(stranger)
+        stranger.close()
+    second.tell("rank 1 failed: the disk is full")
+    assert found.verdict(SOON) == "rank 1 failed: the disk is full"
+    found.close()
+    second.close()
+
+
+@pytest.mark.parametrize(
+    ("address", "inside"), [("127.0.0.1", True), ("localhost", True), ("10.1.2.3", False), ("node1", False)]
+)
+def test_only_this_machine_is_heard_where_all_ranks_are_on_it(address: str, inside: bool) -> None:
+    with _listening(address) as listener:
+        assert ipaddress.ip_address(listener.getsockname()[0]).is_loopback == inside
 
 
 def test_a_rank_that_does_not_call_is_named() -> None:
