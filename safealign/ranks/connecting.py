@@ -22,8 +22,20 @@ _SECRET, _RANK = 32, 10
 
 
 def connect(world: World, store: Any, seconds: float) -> Lifeline:
-    """The line between all ranks, which have met in `store`. Raises RankError when one has not come in `seconds`."""
-    return Lifeline(world, _answer(world, store, seconds) if world.rank == 0 else _call(world, store, seconds))
+    """The line between all ranks, which have met in `store`.
+
+    Raises RankError when one has not come in `seconds`, or the store has gone meanwhile.
+    """
+    from torch.distributed import DistError
+
+    try:
+        peers = _answer(world, store, seconds) if world.rank == 0 else _call(world, store, seconds)
+    except (DistError, RuntimeError) as error:
+        raise RankError(
+            f"{world.name} has met all the others at {world.address}:{world.port} and then heard no more of them: has "
+            "rank 0 ended? Its own last lines say why"
+        ) from error
+    return Lifeline(world, peers)
 
 
 def _call(world: World, store: Any, seconds: float) -> dict[socket.socket, str]:

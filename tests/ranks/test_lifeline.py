@@ -13,6 +13,7 @@ import threading
 import time
 from collections.abc import Callable, Iterator
 from concurrent.futures import ThreadPoolExecutor
+from datetime import timedelta
 from pathlib import Path
 
 import pytest
@@ -181,6 +182,13 @@ def test_silent_strangers_hold_up_nobody(monkeypatch: pytest.MonkeyPatch) -> Non
 def test_only_this_machine_is_heard_where_all_ranks_are_on_it(address: str, inside: bool) -> None:
     with _listening(address) as listener:
         assert ipaddress.ip_address(listener.getsockname()[0]).is_loopback == inside
+
+
+def test_who_has_met_and_then_hears_nothing_of_rank_zero_says_so() -> None:
+    store = torch.distributed.HashStore()
+    store.set_timeout(timedelta(seconds=0.2))
+    with pytest.raises(RankError, match="has rank 0 ended"):
+        connect(World(1, 1, 2), store, SOON)
 
 
 def test_a_rank_that_does_not_call_is_named() -> None:
