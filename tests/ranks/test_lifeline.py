@@ -20,7 +20,7 @@ import pytest
 import torch
 
 from safealign.errors import DataError, PreemptedError, RankError
-from safealign.ranks import World
+from safealign.ranks import Ranks, World
 from safealign.ranks.connecting import _listening, connect
 from safealign.ranks.joining import joined
 from safealign.ranks.lifeline import LOST_VARIABLE, Lifeline
@@ -78,6 +78,35 @@ def test_who_says_goodbye_is_not_missed(star: Callable[..., Star]) -> None:
     assert job.line.verdict(1.5) == ""
     job.far[2].close()  # and those that remain still are
     assert job.line.verdict(SOON).startswith("rank 2 ")
+
+
+def test_who_said_goodbye_still_hears_and_the_last_goodbye_ends_no_line(star: Callable[..., Star]) -> None:
+    job = star(2)
+    for far in job.far.values():
+        far.sendall(b"bye\n")
+    job.far[1].settimeout(1.5)
+    with pytest.raises(TimeoutError):
+        job.far[1].recv(1)
+    job.far[2].close()
+    job.line.tell("rank 0 failed: the disk is full")
+    assert job.heard(1) == "rank 0 failed: the disk is full" and job.line.verdict() == ""
+
+
+def test_an_idle_rank_is_missed_by_nobody_and_misses_rank_zero() -> None:
+    """All others wait for rank 0's last word while it calibrates and exports."""
+    store = torch.distributed.HashStore()
+    with socket.create_server(("127.0.0.1", 0)) as server:
+        peer = socket.create_connection(server.getsockname())
+        zero = server.accept()[0]
+    line = Lifeline(World(1, 1, 2), {peer: "rank 0"}, lambda sentence: None)
+    with ThreadPoolExecutor(1) as pool:
+        waiting = pool.submit(Ranks(World(1, 1, 2), store, line).finish)
+        zero.settimeout(SOON)
+        assert zero.recv(64) == b"bye\n" and not waiting.done()
+        zero.close()
+        with pytest.raises(RankError, match="rank 0 has ended without a word"):
+            waiting.result(SOON)
+    line.close()
 
 
 def test_a_sentence_reaches_all_others_and_the_first_one_stays(star: Callable[..., Star]) -> None:
