@@ -12,7 +12,7 @@ import torch
 from safealign.decoding.decoded import DecodedRow
 from safealign.decoding.rows import EngineRow
 from safealign.errors import ConfigError
-from safealign.modeling.hidden import HiddenExtractor
+from safealign.modeling.hidden import HiddenExtractor, require_finite
 
 
 class Observer(Protocol):
@@ -81,7 +81,8 @@ class AnswerStates:
         """`[2, pools, depths, H]` on the CPU: what is read of the prompt, and of the answer without its end of turn.
 
         They equal `Text.prompt` and `Text.answer`, read by the extractor. None where the answer was not fed as it
-        stands: a fixed refusal that took its place, or one that was cancelled.
+        stands: a fixed refusal that took its place, or one that was cancelled. Raises DataError for states that are not
+        finite, as the extractor does.
         """
         record = self._records.get(row.place) if hasattr(row, "place") else None
         rendered, said = row.prompt.rendered, spoken(row)
@@ -93,7 +94,7 @@ class AnswerStates:
         total = prompt if record.before is None else record.before + prompt
         means = torch.stack([total / (rendered.query_end + 1), answer.mean(dim=0)])
         found = {"last": torch.stack([prompt, answer[-1]]), "mean": means}
-        return torch.stack([found[name] for name in self.pool], dim=1).to(self.dtype).cpu()
+        return require_finite(torch.stack([found[name] for name in self.pool], dim=1).to(self.dtype).cpu())
 
 
 def spoken(row: DecodedRow) -> list[int]:
