@@ -329,7 +329,7 @@ class SafeModel:
             calibrated=self.thresholds,
             record=record,
             tokenizer=self.tokenizer,
-            observed=observer is not None,
+            observer=observer,
         )
 
     def misfit(self, options: DecodingOptions) -> str | None:

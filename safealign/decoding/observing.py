@@ -46,7 +46,8 @@ class AnswerStates:
     """Keeps what `extractor` would read of each prompt and of its answer.
 
     That is one state for each token of an answer and each depth: at one depth less than the keys and values of two
-    blocks. A row's are let go with the row. Raises ConfigError for an extractor that pools safety rows.
+    blocks. A row's are let go when it is settled, or with the row. Raises ConfigError for an extractor that pools safety
+    rows.
     """
 
     def __init__(self, extractor: HiddenExtractor) -> None:
@@ -54,6 +55,7 @@ class AnswerStates:
             raise ConfigError("answers in the making have no safety rows to pool: read `last` or `mean`")
         self.depths, self.pool, self.dtype = extractor.depths, extractor.pool, extractor.dtype
         self._records: WeakKeyDictionary[EngineRow, _Record] = WeakKeyDictionary()
+        self._settled: WeakKeyDictionary[DecodedRow, torch.Tensor | None] = WeakKeyDictionary()
 
     def fed(self, row: EngineRow, tokens: Sequence[int], states: torch.Tensor) -> None:
         """Takes in the states of newly fed rows."""
@@ -77,6 +79,11 @@ class AnswerStates:
         for other in others:
             self._records[other] = _Record(record.before, list(record.tokens), list(record.states))
 
+    def settle(self, row: DecodedRow) -> None:
+        """Reads a row that is done, and lets the states of its tokens go: who asks later gets what was read."""
+        self._settled[row] = self.of(row)
+        self._records.pop(row.place, None)
+
     def of(self, row: DecodedRow) -> torch.Tensor | None:
         """`[2, pools, depths, H]` on the CPU: what is read of the prompt, and of the answer without its end of turn.
 
@@ -84,6 +91,8 @@ class AnswerStates:
         stands: a fixed refusal that took its place, or one that was cancelled. Raises DataError for states that are not
         finite, as the extractor does.
         """
+        if row in self._settled:
+            return self._settled[row]
         record = self._records.get(row.place) if hasattr(row, "place") else None
         rendered, said = row.prompt.rendered, spoken(row)
         fed = [*rendered.input_ids[rendered.query_end :], *said]

@@ -40,7 +40,7 @@ def _decode(
     observer = states(HiddenExtractor(world.lm, LAYERS, POOL))
     parts = world.parts if options.safety else None
     engine = CachedEngine(world.lm, parts, world.settings, gate=options.gate, observer=observer)
-    more: dict[str, Any] = {"encoder": world.renderer, "eos_ids": eos, "calibrated": OFF, "observed": True}
+    more: dict[str, Any] = {"encoder": world.renderer, "eos_ids": eos, "calibrated": OFF, "observer": observer}
     decoder = Decoder(engine, options, tokenizer=world.renderer.tokenizer, **more)
     if script is not None:
         decoder.rules = ScriptedRules.like(decoder.rules, script, **rates)
@@ -147,6 +147,22 @@ def test_looking_changes_nothing_and_costs_one_forward_at_most(world: World, wit
     assert [len(layer._forward_hooks) for layer in world.lm.model.layers] == [hooks[0] - 1, *hooks[1:]]
     del rows, plain
     assert not observer._records
+
+
+@pytest.mark.parametrize("script", [None, 11])
+def test_only_rows_in_the_batch_are_kept(world: World, with_options: Any, script: int | None) -> None:
+    """However many answers a call has, and though all of them are there until its end."""
+    kept: list[int] = []
+
+    class Counting(AnswerStates):
+        def fed(self, row: Any, tokens: Any, states: torch.Tensor) -> None:
+            super().fed(row, tokens, states)
+            kept.append(len(self._records))
+
+    options = with_options(gate=False, safety=script is not None)
+    rows, observer = _decode(world, options, script=script, rows=2, states=Counting, **RATES)
+    assert len(rows) == 6 and max(kept) == 2 and not observer._records
+    _check(world, rows, observer)
 
 
 @pytest.mark.parametrize("bad", [float("inf"), float("nan")])
