@@ -35,7 +35,7 @@ from safealign.modeling.loading import load_export
 from safealign.modeling.precision import serving_dtype
 from safealign.modeling.texts import Text
 from safealign.ranking import Ranker, Ranking, Scorer, drawing, load_ranker, make_scorer, require_answers, require_count
-from safealign.session import Answer, Conversation, Output, Session, StreamEvent, row_text
+from safealign.session import Answer, Conversation, Output, Session, StreamEvent, answer_text, row_text
 
 if TYPE_CHECKING:
     from rich.console import Group
@@ -176,9 +176,10 @@ class SafeModel:
         """`generate_batch`, and of each conversation what `extractor` reads, `[2, pools, depths, H]`.
 
         The first is of the prompt (`Text.prompt`), the second of the answer (`Text.answer`), both as the answer was
-        made, without a forward of their own. A fixed refusal, which no forward made, is read as the bare model does.
+        made, without a forward of their own. A fixed refusal, which no forward made, is read as the bare model does, and
+        so is an answer that a stop string has cut where no token ended.
         """
-        chosen, observer = self.options.override(options), AnswerStates(extractor)
+        chosen, observer = self.options.override(options), AnswerStates(extractor, self._said)
         prompts = self.prompts(conversations)
         run, rows = self._decode(prompts, chosen, batch_size, progress, record=False, observer=observer)
         session = self._session(run)
@@ -263,7 +264,7 @@ class SafeModel:
         scorer, prompts = self._scorer(ranker, chosen), self.prompts(conversations)
         # The states of text that sees a verdict are not those that a ranker learnt from: they are read again.
         seen = scorer.extractor if not (chosen.safety and chosen.gate) else None
-        observer = AnswerStates(seen) if seen is not None else None
+        observer = AnswerStates(seen, self._said) if seen is not None else None
         repeated = [prompt for prompt in prompts for _ in range(m)]
         run, rows = self._decode(repeated, chosen, batch_size, progress, record=False, observer=observer)
         session, found = self._session(run), []
@@ -273,10 +274,16 @@ class SafeModel:
             if observer is not None and seen is not None:
                 pairs = [_states_of(row, observer, seen) for row in some]
                 states = torch.stack([pairs[0][0], *(pair[1] for pair in pairs)])
-            ranking = self._ranking(scorer, some[0].prompt.rendered, [spoken(row) for row in some], states)
+            ranking = self._ranking(scorer, some[0].prompt.rendered, [self._said(row) for row in some], states)
             outputs = tuple(session.output_of(row) for row in some)
             found.append(replace(outputs[ranking.best], candidates=outputs, ranking=ranking))
         return found
+
+    def _said(self, row: DecodedRow) -> list[int]:
+        """Ids of the text that is returned. Where a stop string has cut it they are those that `rank` would read: the
+        token with the end of the text may hold the beginning of the stop string too.
+        """
+        return self.renderer.content_ids(answer_text(row, self.tokenizer)) if row.stopped else spoken(row)
 
     def _scorer(self, name: str | Scorer, options: DecodingOptions) -> Scorer:
         lm = self.hf if self.parts is None else self.parts.lm
@@ -329,7 +336,7 @@ class SafeModel:
             calibrated=self.thresholds,
             record=record,
             tokenizer=self.tokenizer,
-            observed=observer is not None,
+            observer=observer,
         )
 
     def misfit(self, options: DecodingOptions) -> str | None:
@@ -419,7 +426,7 @@ def _states_of(row: DecodedRow, observer: AnswerStates, extractor: HiddenExtract
     if found is not None:
         return found
     rendered = row.prompt.rendered
-    return torch.cat(extractor.read([Text.prompt(rendered), Text.answer(rendered, spoken(row))]))
+    return torch.cat(extractor.read([Text.prompt(rendered), Text.answer(rendered, observer.said(row))]))
 
 
 def _seeds(options: DecodingOptions, n: int) -> list[int]:

@@ -161,7 +161,7 @@ class Session:
 
     def output_of(self, row: DecodedRow) -> Output:
         """The whole answer of a finished row."""
-        text = Answer(row, self._tokenizer).new_text(self._eos_ids)
+        text = answer_text(row, self._tokenizer)
         return Output(
             text=text,
             refused=row.finish == REFUSED or self._matcher.refused(text),
@@ -173,6 +173,11 @@ class Session:
             prompt_tokens=row.prompt.n_text,
             thresholds=self._thresholds,
         )
+
+
+def answer_text(row: DecodedRow, tokenizer: Any) -> str:
+    """The text of a finished row, without an end of turn or a stop string."""
+    return Answer(row, tokenizer).new_text(row.eos_ids)
 
 
 def row_text(row: DecodedRow, tokenizer: Any, eos_ids: frozenset[int]) -> str:

@@ -13,6 +13,7 @@ from tiny_models import NEVER, TALKS, build
 
 from safealign.errors import ConfigError, DataError, SafealignError
 from safealign.model import SafeModel
+from safealign.modeling.texts import Text
 from safealign.ranking import Ranker, RankerSettings, ranker_block
 
 ASKED = TALKS[1]
@@ -109,6 +110,32 @@ def test_ranking_texts_is_what_best_of_does(ranked: SafeModel) -> None:
     assert found.scores == pytest.approx(turned.scores[::-1], abs=1e-5)
     assert found.best == found.order[0] and sorted(found.order) == [0, 1, 2, 3]
     assert ranked.rank(TALKS[2], ["and stormy night"]).order == (0,)
+
+
+@pytest.mark.parametrize("ranker", ["srr", "head"])
+@pytest.mark.parametrize("how", [{"safety": False}, {"gate": False}, {}], ids=str)
+@pytest.mark.parametrize("messages", TALKS[1:], ids=["system", "prefill"])
+def test_a_stop_string_is_not_scored(ranked: SafeModel, how: dict[str, Any], ranker: str, messages: Any) -> None:
+    """What is scored is the text that is returned, wherever within a token it ends."""
+    plain = ranked.generate(messages, best_of=6, ranker=ranker, **how)
+    long = [one.text for one in plain.candidates]
+    stop = [text[len(text) // 2 :][:2] for text in long[:3]]
+    out = ranked.generate(messages, best_of=6, ranker=ranker, stop=stop, **how)
+    cut = [i for i, one in enumerate(out.candidates) if one.text != long[i]]
+    assert len(cut) >= 3 and not any(part in one.text for one in out.candidates for part in stop)
+    found = ranked.rank(messages, [out.candidates[i].text for i in cut], ranker=ranker)
+    assert [out.ranking.scores[i] for i in cut] == pytest.approx(found.scores, abs=1e-4)
+
+
+def test_states_are_those_of_the_text_before_a_stop_string(ranked: SafeModel) -> None:
+    (prompt,) = ranked.prompts([ASKED])
+    extractor = ranked.extractor((0.5,))
+    ((plain, _),) = ranked.generate_with_states([ASKED], extractor, safety=False)
+    ((cut, states),) = ranked.generate_with_states([ASKED], extractor, safety=False, stop=[plain.text[3:]])
+    assert cut.text == plain.text[:3]
+    ids = ranked.renderer.content_ids(cut.text)
+    wanted = extractor.read([Text.prompt(prompt.rendered), Text.answer(prompt.rendered, ids)])
+    torch.testing.assert_close(states, torch.cat(wanted), atol=1e-5, rtol=1e-5)
 
 
 def test_the_head_prefers_what_it_finds_harmless() -> None:

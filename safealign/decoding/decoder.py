@@ -7,6 +7,7 @@ from typing import Any, Protocol
 
 from safealign.decoding.decoded import DecodedRow
 from safealign.decoding.engine import Fed
+from safealign.decoding.observing import AnswerStates
 from safealign.decoding.options import CalibratedThresholds, DecodingOptions
 from safealign.decoding.planning import Feed
 from safealign.decoding.policy import Policy, RefusalTexts, TriggerEncoder
@@ -58,8 +59,8 @@ class Decoder:
     """Decodes batches of prompts under one set of options.
 
     `encoder` renders the refusal texts; `tokenizer` is needed for stop strings alone; `eos_ids` end an answer;
-    `record` evaluates every window that calibration needs and never intervenes; `observed` feeds an answer's last
-    token too, for its state. Raises ConfigError where a threshold is `calibrated` and there is no calibration.
+    `record` evaluates every window that calibration needs and never intervenes; `observer`, the engine's, is told which
+    answers are done, and an answer's last token is fed too, for its state. Raises ConfigError where a threshold is `calibrated` and there is no calibration.
     """
 
     def __init__(
@@ -72,9 +73,9 @@ class Decoder:
         calibrated: CalibratedThresholds | None = None,
         record: bool = False,
         tokenizer: Any = None,
-        observed: bool = False,
+        observer: AnswerStates | None = None,
     ) -> None:
-        self.engine, self.options, self.tokenizer, self.observed = engine, options, tokenizer, observed
+        self.engine, self.options, self.tokenizer, self.observer = engine, options, tokenizer, observer
         self.eos_ids = frozenset(eos_ids)
         self.rules = options.rules(calibrated, record=record) if options.safety else Rules()
         self.thresholds = calibrated or CalibratedThresholds()

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field
 from typing import Protocol
 from weakref import WeakKeyDictionary
@@ -12,7 +12,7 @@ import torch
 from safealign.decoding.decoded import DecodedRow
 from safealign.decoding.rows import EngineRow
 from safealign.errors import ConfigError
-from safealign.modeling.hidden import HiddenExtractor
+from safealign.modeling.hidden import HiddenExtractor, require_finite
 
 
 class Observer(Protocol):
@@ -46,14 +46,19 @@ class AnswerStates:
     """Keeps what `extractor` would read of each prompt and of its answer.
 
     That is one state for each token of an answer and each depth: at one depth less than the keys and values of two
-    blocks. A row's are let go with the row. Raises ConfigError for an extractor that pools safety rows.
+    blocks. A row's are let go when it is settled, or with the row. Raises ConfigError for an extractor that pools safety
+    rows.
+
+    `said`: the ids that count as a row's answer; None for all but an end of turn.
     """
 
-    def __init__(self, extractor: HiddenExtractor) -> None:
+    def __init__(self, extractor: HiddenExtractor, said: Callable[[DecodedRow], list[int]] | None = None) -> None:
         if "row" in extractor.pool:
             raise ConfigError("answers in the making have no safety rows to pool: read `last` or `mean`")
         self.depths, self.pool, self.dtype = extractor.depths, extractor.pool, extractor.dtype
+        self.said = said or spoken
         self._records: WeakKeyDictionary[EngineRow, _Record] = WeakKeyDictionary()
+        self._settled: WeakKeyDictionary[DecodedRow, torch.Tensor | None] = WeakKeyDictionary()
 
     def fed(self, row: EngineRow, tokens: Sequence[int], states: torch.Tensor) -> None:
         """Takes in the states of newly fed rows."""
@@ -77,14 +82,22 @@ class AnswerStates:
         for other in others:
             self._records[other] = _Record(record.before, list(record.tokens), list(record.states))
 
+    def settle(self, row: DecodedRow) -> None:
+        """Reads a row that is done, and lets the states of its tokens go: who asks later gets what was read."""
+        self._settled[row] = self.of(row)
+        self._records.pop(row.place, None)
+
     def of(self, row: DecodedRow) -> torch.Tensor | None:
-        """`[2, pools, depths, H]` on the CPU: what is read of the prompt, and of the answer without its end of turn.
+        """`[2, pools, depths, H]` on the CPU: what is read of the prompt, and of the answer (what `said` says of it).
 
         They equal `Text.prompt` and `Text.answer`, read by the extractor. None where the answer was not fed as it
-        stands: a fixed refusal that took its place, or one that was cancelled.
+        stands: a fixed refusal that took its place, one that was cancelled, or one that `said` writes anew. Raises
+        DataError for states that are not finite, as the extractor does.
         """
+        if row in self._settled:
+            return self._settled[row]
         record = self._records.get(row.place) if hasattr(row, "place") else None
-        rendered, said = row.prompt.rendered, spoken(row)
+        rendered, said = row.prompt.rendered, self.said(row)
         fed = [*rendered.input_ids[rendered.query_end :], *said]
         if record is None or record.tokens[: len(fed)] != fed:
             return None
@@ -93,7 +106,7 @@ class AnswerStates:
         total = prompt if record.before is None else record.before + prompt
         means = torch.stack([total / (rendered.query_end + 1), answer.mean(dim=0)])
         found = {"last": torch.stack([prompt, answer[-1]]), "mean": means}
-        return torch.stack([found[name] for name in self.pool], dim=1).to(self.dtype).cpu()
+        return require_finite(torch.stack([found[name] for name in self.pool], dim=1).to(self.dtype).cpu())
 
 
 def spoken(row: DecodedRow) -> list[int]:

@@ -191,7 +191,7 @@ class Run:
 
     def _is_looked_at(self, row: DecodedRow) -> bool:
         """Whether the state of the newest token is wanted. Of an end of turn it is not."""
-        return self.decoder.observed and row.tokens[-1] not in row.eos_ids
+        return self.decoder.observer is not None and row.tokens[-1] not in row.eos_ids
 
     def _probes(self, row: DecodedRow) -> tuple[Probe, ...]:
         if not self.options.safety:
@@ -243,3 +243,5 @@ class Run:
             self.finished += 1
             self._logits.drop(row)
             self.engine.close(row.place)
+            if self.decoder.observer is not None:
+                self.decoder.observer.settle(row)

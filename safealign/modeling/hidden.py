@@ -175,9 +175,7 @@ class HiddenExtractor:
         places = Places(texts, ids.shape[1], ids.device)
         with torch.autocast(ids.device.type, enabled=False):
             pooled = torch.stack([places.pool(blocks[depth], self.pool) for depth in self.depths], dim=3)
-        values = pooled.to(self.dtype).cpu()
-        if not bool(values.isfinite().all()):
-            raise DataError("some hidden states are not finite in this number format: read them in bf16 or fp32")
+        values = require_finite(pooled.to(self.dtype).cpu())
         return [values[at, : len(text.places)].clone() for at, text in enumerate(texts)]
 
     @contextmanager
@@ -212,6 +210,13 @@ class HiddenExtractor:
             raise DataError(f"text {index} has safety rows and this extractor no safety parts: pass parts=")
         if layout.n_text != n or ("row" in self.pool and len(layout.safety) != len(text.places)):
             raise DataError(f"text {index} and its layout differ in tokens or in places: lay it out again")
+
+
+def require_finite(values: torch.Tensor) -> torch.Tensor:
+    """The features as they are. Raises DataError where one is NaN or infinite, as fp16 makes large ones."""
+    if not bool(values.isfinite().all()):
+        raise DataError("some hidden states are not finite in this number format: read them in bf16 or fp32")
+    return values
 
 
 @contextmanager

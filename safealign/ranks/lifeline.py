@@ -50,6 +50,7 @@ class Lifeline:
         self._end = end or (lambda sentence: _leave(world, sentence))
         self._grace, self._seconds = grace, lost_seconds()
         self._verdict, self._told, self._closed = "", threading.Event(), threading.Event()
+        self._parted = False
         self._sending = threading.Lock()
         for peer in peers:
             _keep_alive(peer, self._seconds)
@@ -65,18 +66,24 @@ class Lifeline:
         """Lets all others stop, because this rank does."""
         self._send(" ".join(sentence.split()))
 
+    def part(self) -> None:
+        """Says goodbye: from now on nobody misses this rank, which goes on missing the others and hearing them."""
+        if not self._parted and not self._verdict:
+            self._parted = True
+            self._send(_BYE)
+
     def close(self) -> None:
-        """Says goodbye: from now on nobody misses this rank, and this rank misses nobody."""
+        """Says goodbye, and this rank misses nobody from now on."""
         if not self._closed.is_set():
             self._closed.set()
-            if not self._verdict:
-                self._send(_BYE)
+            self.part()
 
     def _watch(self) -> None:
         with selectors.DefaultSelector() as selector:
             for peer in self._peers:
                 selector.register(peer, selectors.EVENT_READ)
-            while self._peers and not self._closed.is_set() and not self._verdict:
+            # Even when all have said goodbye: they listen on, and would miss this end of the line.
+            while not self._closed.is_set() and not self._verdict:
                 for key, _ in selector.select(_POLL):
                     if self._hear(key.fileobj):
                         selector.unregister(key.fileobj)
@@ -86,7 +93,7 @@ class Lifeline:
             peer.close()
 
     def _hear(self, peer: Any) -> bool:
-        """Reads what `peer` sends: a goodbye, a sentence to stop with, or the end of the line. Was that all of it?"""
+        """Reads what `peer` sends: a goodbye, a sentence to stop with, or the end of the line. Is that its last?"""
         name, reason = self._peers[peer], "has ended without a word: its process was killed, or its machine went down"
         try:
             text = peer.recv(65536)
@@ -99,8 +106,10 @@ class Lifeline:
         if text and not complete:
             return False
         said = line.decode("utf-8", "replace") if complete else f"{name} {reason}; {_AGAIN}"
+        if said == _BYE:
+            return True  # it is still told what the others are
         del self._peers[peer]
-        if said != _BYE and not self._closed.is_set() and not self._verdict:
+        if not self._closed.is_set() and not self._verdict:
             self._verdict = said
             self._told.set()
             self._send(said)

@@ -143,6 +143,8 @@ class Ranks:
             self.store.set("finished", "")
             self.leave(seconds=60.0)
         else:
+            if self.line is not None:
+                self.line.part()  # rank 0 needs this one no more, and goes on without it
             self.wait("finished")
             self.leave()
 

@@ -14,7 +14,7 @@ from tiny_models import TALKS, build
 from worlds import World, make_world
 
 from safealign.decoding import AnswerStates, CachedEngine, DecodedRow, Decoder, DecodingOptions, spoken
-from safealign.errors import ConfigError
+from safealign.errors import ConfigError, DataError
 from safealign.layout import Span
 from safealign.modeling.hidden import HiddenExtractor
 from safealign.modeling.texts import Text
@@ -33,13 +33,14 @@ def _decode(
     eos: Sequence[int] = (),
     script: int | None = None,
     rows: int = 3,
+    states: type[AnswerStates] = AnswerStates,
     **rates: float,
 ) -> tuple[list[DecodedRow], AnswerStates]:
     """Answers to all prompts, `rows` at a time, under the rules or a script, and what was seen of them."""
-    observer = AnswerStates(HiddenExtractor(world.lm, LAYERS, POOL))
+    observer = states(HiddenExtractor(world.lm, LAYERS, POOL))
     parts = world.parts if options.safety else None
     engine = CachedEngine(world.lm, parts, world.settings, gate=options.gate, observer=observer)
-    more: dict[str, Any] = {"encoder": world.renderer, "eos_ids": eos, "calibrated": OFF, "observed": True}
+    more: dict[str, Any] = {"encoder": world.renderer, "eos_ids": eos, "calibrated": OFF, "observer": observer}
     decoder = Decoder(engine, options, tokenizer=world.renderer.tokenizer, **more)
     if script is not None:
         decoder.rules = ScriptedRules.like(decoder.rules, script, **rates)
@@ -146,6 +147,33 @@ def test_looking_changes_nothing_and_costs_one_forward_at_most(world: World, wit
     assert [len(layer._forward_hooks) for layer in world.lm.model.layers] == [hooks[0] - 1, *hooks[1:]]
     del rows, plain
     assert not observer._records
+
+
+@pytest.mark.parametrize("script", [None, 11])
+def test_only_rows_in_the_batch_are_kept(world: World, with_options: Any, script: int | None) -> None:
+    """However many answers a call has, and though all of them are there until its end."""
+    kept: list[int] = []
+
+    class Counting(AnswerStates):
+        def fed(self, row: Any, tokens: Any, states: torch.Tensor) -> None:
+            super().fed(row, tokens, states)
+            kept.append(len(self._records))
+
+    options = with_options(gate=False, safety=script is not None)
+    rows, observer = _decode(world, options, script=script, rows=2, states=Counting, **RATES)
+    assert len(rows) == 6 and max(kept) == 2 and not observer._records
+    _check(world, rows, observer)
+
+
+@pytest.mark.parametrize("bad", [float("inf"), float("nan")])
+def test_states_that_are_not_finite_are_an_error(world: World, with_options: Any, bad: float) -> None:
+    class Overflowing(AnswerStates):
+        def fed(self, row: Any, tokens: Any, states: torch.Tensor) -> None:
+            super().fed(row, tokens, states.index_fill(-1, torch.tensor([3]), bad))
+
+    with pytest.raises(DataError, match="not finite in this number format"):
+        rows, observer = _decode(world, with_options(safety=False), states=Overflowing)
+        observer.of(rows[0])
 
 
 def test_safety_rows_cannot_be_pooled(world: World) -> None:

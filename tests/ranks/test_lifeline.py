@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import ipaddress
 import json
 import os
 import signal
@@ -12,14 +13,15 @@ import threading
 import time
 from collections.abc import Callable, Iterator
 from concurrent.futures import ThreadPoolExecutor
+from datetime import timedelta
 from pathlib import Path
 
 import pytest
 import torch
 
 from safealign.errors import DataError, PreemptedError, RankError
-from safealign.ranks import World
-from safealign.ranks.connecting import connect
+from safealign.ranks import Ranks, World
+from safealign.ranks.connecting import _listening, connect
 from safealign.ranks.joining import joined
 from safealign.ranks.lifeline import LOST_VARIABLE, Lifeline
 
@@ -78,6 +80,35 @@ def test_who_says_goodbye_is_not_missed(star: Callable[..., Star]) -> None:
     assert job.line.verdict(SOON).startswith("rank 2 ")
 
 
+def test_who_said_goodbye_still_hears_and_the_last_goodbye_ends_no_line(star: Callable[..., Star]) -> None:
+    job = star(2)
+    for far in job.far.values():
+        far.sendall(b"bye\n")
+    job.far[1].settimeout(1.5)
+    with pytest.raises(TimeoutError):
+        job.far[1].recv(1)
+    job.far[2].close()
+    job.line.tell("rank 0 failed: the disk is full")
+    assert job.heard(1) == "rank 0 failed: the disk is full" and job.line.verdict() == ""
+
+
+def test_an_idle_rank_is_missed_by_nobody_and_misses_rank_zero() -> None:
+    """All others wait for rank 0's last word while it calibrates and exports."""
+    store = torch.distributed.HashStore()
+    with socket.create_server(("127.0.0.1", 0)) as server:
+        peer = socket.create_connection(server.getsockname())
+        zero = server.accept()[0]
+    line = Lifeline(World(1, 1, 2), {peer: "rank 0"}, lambda sentence: None)
+    with ThreadPoolExecutor(1) as pool:
+        waiting = pool.submit(Ranks(World(1, 1, 2), store, line).finish)
+        zero.settimeout(SOON)
+        assert zero.recv(64) == b"bye\n" and not waiting.done()
+        zero.close()
+        with pytest.raises(RankError, match="rank 0 has ended without a word"):
+            waiting.result(SOON)
+    line.close()
+
+
 def test_a_sentence_reaches_all_others_and_the_first_one_stays(star: Callable[..., Star]) -> None:
     job = star(2)
     job.far[1].sendall("rank 1 failed: the disk is full: café".encode()[:-1])
@@ -128,21 +159,65 @@ def test_ranks_that_part_in_any_order_hear_nothing() -> None:
     assert [line.verdict(0.3) for line in found] == [""] * 4
 
 
-def test_a_stranger_is_sent_away() -> None:
+def test_a_stranger_is_sent_away(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr("safealign.ranks.callers.PATIENCE", 0.3)
     store = torch.distributed.HashStore()
     world = [World(rank, rank, 2) for rank in (0, 1)]
     with ThreadPoolExecutor(2) as pool:
         first = pool.submit(connect, world[0], store, SOON)
         port = json.loads(store.get("lifeline"))["port"]
-        for text in (b"GET / HTTP/1.1\n", b'{"secret": "guess", "rank": 1, "name": "rank 1"}\n', b"7\n"):
+        for text in (b"GET / HTTP/1.1\n", b'{"secret": "guess", "rank": 1, "name": "rank 1"}\n', b"7\n", b"[" * 4000):
             with socket.create_connection(("127.0.0.1", port)) as stranger:
                 stranger.sendall(text)
                 stranger.settimeout(SOON)
-                assert stranger.recv(1) == b""
+                assert _is_over(stranger)
         second = connect(world[1], store, SOON)
         assert first.result().verdict() == second.verdict() == ""
     first.result().close()
     second.close()
+
+
+def _is_over(peer: socket.socket) -> bool:
+    try:
+        return peer.recv(1) == b""
+    except ConnectionResetError:  # closed with something unread
+        return True
+
+
+def test_silent_strangers_hold_up_nobody(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr("safealign.ranks.callers.AT_ONCE", 4)
+    store, started = torch.distributed.HashStore(), time.monotonic()
+    with ThreadPoolExecutor(1) as pool:
+        first = pool.submit(connect, World(0, 0, 2), store, SOON)
+        where = json.loads(store.get("lifeline"))
+        strangers = [socket.create_connection(("127.0.0.1", where["port"])) for _ in range(6)]
+        strangers[-1].sendall(where["secret"].encode()[:-1])
+        second = connect(World(1, 1, 2), store, SOON)
+        found = first.result()
+    assert time.monotonic() - started < 4 and found.verdict() == second.verdict() == ""
+    for stranger in strangers:
+        stranger.settimeout(SOON)
+        assert _is_over(stranger)
+        stranger.close()
+    second.tell("rank 1 failed: the disk is full")
+    assert found.verdict(SOON) == "rank 1 failed: the disk is full"
+    found.close()
+    second.close()
+
+
+@pytest.mark.parametrize(
+    ("address", "inside"), [("127.0.0.1", True), ("localhost", True), ("10.1.2.3", False), ("node1", False)]
+)
+def test_only_this_machine_is_heard_where_all_ranks_are_on_it(address: str, inside: bool) -> None:
+    with _listening(address) as listener:
+        assert ipaddress.ip_address(listener.getsockname()[0]).is_loopback == inside
+
+
+def test_who_has_met_and_then_hears_nothing_of_rank_zero_says_so() -> None:
+    store = torch.distributed.HashStore()
+    store.set_timeout(timedelta(seconds=0.2))
+    with pytest.raises(RankError, match="has rank 0 ended"):
+        connect(World(1, 1, 2), store, SOON)
 
 
 def test_a_rank_that_does_not_call_is_named() -> None:
