@@ -176,8 +176,8 @@ class SafeModel:
         """`generate_batch`, and of each conversation what `extractor` reads, `[2, pools, depths, H]`.
 
         The first is of the prompt (`Text.prompt`), the second of the answer (`Text.answer`), both as the answer was
-        made, without a forward of their own. A fixed refusal, which no forward made, is read as the bare model does, and
-        so is an answer that a stop string has cut where no token ended.
+        made, without a forward of their own. A fixed refusal, which no forward made, is read as the bare model does,
+        and so is an answer that a stop string has cut where no token ended.
         """
         chosen, observer = self.options.override(options), AnswerStates(extractor, self._said)
         prompts = self.prompts(conversations)

@@ -60,7 +60,8 @@ class Decoder:
 
     `encoder` renders the refusal texts; `tokenizer` is needed for stop strings alone; `eos_ids` end an answer;
     `record` evaluates every window that calibration needs and never intervenes; `observer`, the engine's, is told which
-    answers are done, and an answer's last token is fed too, for its state. Raises ConfigError where a threshold is `calibrated` and there is no calibration.
+    answers are done, and an answer's last token is fed too, for its state. Raises ConfigError where a threshold is
+    `calibrated` and there is no calibration.
     """
 
     def __init__(

@@ -46,8 +46,8 @@ class AnswerStates:
     """Keeps what `extractor` would read of each prompt and of its answer.
 
     That is one state for each token of an answer and each depth: at one depth less than the keys and values of two
-    blocks. A row's are let go when it is settled, or with the row. Raises ConfigError for an extractor that pools safety
-    rows.
+    blocks. A row's are let go when it is settled, or with the row. Raises ConfigError for an extractor that pools
+    safety rows.
 
     `said`: the ids that count as a row's answer; None for all but an end of turn.
     """
