@@ -328,9 +328,9 @@ def test_a_file_that_cannot_be_read_now_is_left_as_it_is(
         patch.setattr(feature_cache, "safe_open", busy)
         assert shop.cache.shelf(_extractor()._context(), (2, 2, 32), torch.float32).get("any") is None
         assert len(shop.said) == 1 and "cannot be read" in shop.said[0] and "Too many open files" in shop.said[0]
+        assert [(path, path.read_bytes()) for path in shop.files] == before
         found, _ = shop.read(_extractor())
     assert all(torch.equal(mine, theirs) for mine, theirs in zip(found, wanted, strict=True))
-    assert [(path, path.read_bytes()) for path in shop.files] == before
     assert shop.read(_extractor())[1] == 0
 
 
