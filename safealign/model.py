@@ -283,7 +283,11 @@ class SafeModel:
         """Ids of the text that is returned. Where a stop string has cut it they are those that `rank` would read: the
         token with the end of the text may hold the beginning of the stop string too.
         """
-        return self.renderer.content_ids(answer_text(row, self.tokenizer)) if row.stopped else spoken(row)
+        if not row.options.stop:
+            return spoken(row)
+        text = answer_text(row, self.tokenizer)
+        cut = text != row_text(row, self.tokenizer, row.eos_ids)
+        return self.renderer.content_ids(text) if cut else spoken(row)
 
     def _scorer(self, name: str | Scorer, options: DecodingOptions) -> Scorer:
         lm = self.hf if self.parts is None else self.parts.lm
