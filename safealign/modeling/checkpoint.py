@@ -116,7 +116,7 @@ def read_card(folder: Path) -> SafetyCard:
 def restore_safety(folder: Path, parts: SafetyParts) -> None:
     """Loads token and head into attached modules and checks shapes, dtype, finiteness and the probe's logit."""
     expected = _read_json(folder / CARD_FILE, folder)
-    tensors = _read_tensors(folder / TENSORS_FILE)
+    tensors = read_tensors(folder / TENSORS_FILE)
     shapes = {name: list(value.shape) for name, value in tensors.items()}
     if shapes != expected.get("tensors"):
         raise CheckpointError(f"{folder / TENSORS_FILE} does not hold the tensors that {CARD_FILE} names: {shapes}")
@@ -193,7 +193,8 @@ def _read_json(path: Path, folder: Path) -> dict[str, Any]:
     return data
 
 
-def _read_tensors(path: Path) -> dict[str, torch.Tensor]:
+def read_tensors(path: Path) -> dict[str, torch.Tensor]:
+    """The tensors of an export's file. Raises CheckpointError for one that is missing or torn."""
     try:
         return load_file(path)
     except FileNotFoundError as error:

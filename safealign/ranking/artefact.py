@@ -12,10 +12,10 @@ from pathlib import Path
 from typing import Any
 
 import torch
-from safetensors.torch import load_file, save_file
+from safetensors.torch import save_file
 
 from safealign.errors import CheckpointError, ConfigError
-from safealign.modeling.checkpoint import CARD_FILE
+from safealign.modeling.checkpoint import CARD_FILE, read_tensors
 from safealign.ranking.network import Ranker
 from safealign.ranking.settings import RankerSettings
 
@@ -70,7 +70,7 @@ def load_ranker(folder: Path, block: Mapping[str, Any] | None) -> Ranker | None:
         probe = [float(value) for value in block["probe"]]
     except (KeyError, TypeError, ValueError, AttributeError, ConfigError) as error:
         raise CheckpointError(f"{where} lacks or garbles a key ({error}): train it again") from error
-    tensors = _read(folder / RANKER_FILE)
+    tensors = read_tensors(folder / RANKER_FILE)
     shapes = {name: list(value.shape) for name, value in tensors.items()}
     own = {name: list(value.shape) for name, value in ranker.state_dict().items()}
     if shapes != wanted or shapes != own or any(value.dtype != torch.float32 for value in tensors.values()):
@@ -95,12 +95,3 @@ def _probe(ranker: Ranker) -> list[float]:
 
 def _tensors(ranker: Ranker) -> dict[str, torch.Tensor]:
     return {name: value.detach().float().cpu().contiguous() for name, value in ranker.state_dict().items()}
-
-
-def _read(path: Path) -> dict[str, torch.Tensor]:
-    try:
-        return load_file(path)
-    except FileNotFoundError as error:
-        raise CheckpointError(f"{path} is missing: the export is incomplete") from error
-    except Exception as error:  # safetensors raises its own Rust-side class for torn files
-        raise CheckpointError(f"{path} is damaged ({error}); export the run again") from error
