@@ -164,13 +164,18 @@ def _read(folder: Path, say: Say) -> tuple[KeptExamples, list[str]] | None:
     try:
         manifest = json.loads((folder / _MANIFEST).read_text(encoding="utf-8"))
         if _sha256(folder / _ROWS) == manifest["sha256"]:
-            rows = Dataset.from_file(str(folder / _ROWS)) if manifest["rows"] else Dataset.from_dict({}, _FEATURES)
+            rows = Dataset.from_file(str(folder / _ROWS)) if manifest["rows"] else _no_rows()
             return KeptExamples(rows), list(manifest["too_long"])
     except (OSError, ValueError, KeyError, TypeError) as error:
         say(f"warning: {folder} cannot be read ({error}): rendering its examples again")
     else:
         say(f"warning: {folder} is torn or was changed: rendering its examples again")
     return None
+
+
+def _no_rows() -> Dataset:
+    # A file without rows has no batch, which `from_file` does not take.
+    return Dataset.from_dict({name: [] for name in _FEATURES}, _FEATURES)
 
 
 def _sha256(path: Path) -> str:

@@ -169,9 +169,11 @@ def test_one_writes_and_the_others_wait(cache: Path, monkeypatch: pytest.MonkeyP
 
 
 def test_no_record_at_all_is_no_error(cache: Path) -> None:
+    said: list[str] = []
     for _ in range(2):
-        found, too_long = kept_examples([], RENDERER, SETTINGS, 0, print)
-        assert list(found) == too_long == [] and not found
+        found, too_long = kept_examples([], RENDERER, SETTINGS, 0, said.append)
+        assert isinstance(found, KeptExamples)
+        assert list(found) == too_long == said == [] and not found
 
 
 def _open_to_others(folder: Path) -> list[Path]:
