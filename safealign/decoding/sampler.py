@@ -17,6 +17,7 @@ from transformers import (
     TopPLogitsWarper,
 )
 
+from safealign.decoding.nucleus import nucleus
 from safealign.decoding.options import DecodingOptions
 
 _NO_IDS: Any = torch.empty(1, 0, dtype=torch.long)  # for processors that look at scores alone
@@ -72,15 +73,24 @@ class Sampler:
 
     def choose(self, logits: torch.Tensor, draws: Sequence[Draw]) -> list[int]:
         """Token ids for the rows of `logits` `[N, V]`; row i is drawn as `draws[i]` says."""
-        chosen: list[int] = logits.argmax(dim=-1).tolist()
-        for settings, rows in _grouped(draws).items():
-            scores = torch.stack([self._penalised(logits[row], draws[row]) for row in rows])
+        groups = _grouped(draws)
+        every_row_drawn = sum(map(len, groups.values())) == len(draws)
+        chosen: list[int] = [0] * len(draws) if every_row_drawn else logits.argmax(dim=-1).tolist()
+        for settings, rows in groups.items():
+            scores = self._penalised(logits[rows], [draws[row] for row in rows])
             found = scores.argmax(dim=-1).tolist() if settings[0] == 0.0 else _drawn(scores, settings, draws, rows)
             for row, token in zip(rows, found, strict=True):
                 chosen[row] = token
         return chosen
 
-    def _penalised(self, logits: torch.Tensor, draw: Draw) -> torch.Tensor:
+    def _penalised(self, scores: torch.Tensor, draws: Sequence[Draw]) -> torch.Tensor:
+        """Scores `[N, V]` of rows drawn as `draws` say, changed in place."""
+        for place, draw in enumerate(draws):
+            if draw.options.repetition_penalty != 1.0 or draw.step <= draw.options.min_new_tokens:
+                scores[place] = self._penalised_row(scores[place], draw)
+        return scores
+
+    def _penalised_row(self, logits: torch.Tensor, draw: Draw) -> torch.Tensor:
         """Logits `[V]` with repetitions penalised and, before `min_new_tokens`, no end of turn."""
         if draw.options.repetition_penalty != 1.0:
             ids = torch.tensor([[*draw.prompt, *draw.generated]], device=logits.device)
@@ -106,24 +116,36 @@ def _grouped(draws: Sequence[Draw]) -> dict[_Settings, list[int]]:
 
 
 @lru_cache(maxsize=64)
-def _processors(settings: _Settings) -> LogitsProcessorList:
-    temperature, top_k, top_p, min_p = settings
+def _before(temperature: float, top_k: int) -> LogitsProcessorList:
+    """Processors that come before top-p."""
     found = LogitsProcessorList()
     if temperature != 1.0:
         found.append(TemperatureLogitsWarper(temperature))
     if top_k:
         found.append(TopKLogitsWarper(top_k))
-    if top_p < 1.0:
-        found.append(TopPLogitsWarper(top_p))
-    if min_p:
-        found.append(MinPLogitsWarper(min_p))
     return found
 
 
 def _drawn(scores: torch.Tensor, settings: _Settings, draws: Sequence[Draw], rows: Sequence[int]) -> list[int]:
-    """Inverse-transform sampling in fp64, each row with its own number."""
-    cumulative = torch.softmax(_processors(settings)(_NO_IDS, scores).double(), dim=-1).cumsum(dim=-1)
-    numbers = torch.tensor([draws[row].noise.at(draws[row].step) for row in rows], dtype=torch.float64)
-    drawn = numbers.to(scores.device).unsqueeze(-1) * cumulative[:, -1:]
-    found = torch.searchsorted(cumulative, drawn, right=True).squeeze(-1)
-    return [int(token) for token in found.clamp_(max=scores.shape[-1] - 1).tolist()]
+    """One token for each row of `scores`, with its own number; the same as with transformers' top-p over all tokens."""
+    temperature, top_k, top_p, min_p = settings
+    scores = _before(temperature, top_k)(_NO_IDS, scores)
+    at = [draws[row].noise.at(draws[row].step) for row in rows]
+    numbers = torch.tensor(at, dtype=torch.float64, device=scores.device)
+    if top_p == 1.0:
+        return _picked(scores, numbers, min_p).tolist()
+    short, ids, whole = nucleus(scores, top_p)
+    found = ids.gather(-1, _picked(short, numbers, min_p).unsqueeze(-1)).squeeze(-1)
+    if not whole.all():
+        rest = TopPLogitsWarper(top_p)(_NO_IDS, scores[~whole])
+        found[~whole] = _picked(rest, numbers[~whole], min_p)
+    return found.tolist()
+
+
+def _picked(scores: torch.Tensor, numbers: torch.Tensor, min_p: float) -> torch.Tensor:
+    """Inverse-transform sampling in fp64: the column of each row that its number in [0, 1) falls to."""
+    if min_p:
+        scores = MinPLogitsWarper(min_p)(_NO_IDS, scores)
+    cumulative = torch.softmax(scores.double(), dim=-1).cumsum(dim=-1)
+    found = torch.searchsorted(cumulative, numbers.unsqueeze(-1) * cumulative[:, -1:], right=True).squeeze(-1)
+    return found.clamp_(max=scores.shape[-1] - 1)
