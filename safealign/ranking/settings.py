@@ -19,8 +19,8 @@ class RankerSettings:
     `kind`: `listwise` lets the answers of a list see each other, `pointwise` does not. Raises ConfigError.
     """
 
-    layer: float = 0.25
-    pool: str = "last"
+    layer: float = 0.6
+    pool: str = "mean"
     kind: str = LISTWISE
     hidden: int = 256
     heads: int = 4
