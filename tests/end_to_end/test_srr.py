@@ -44,6 +44,11 @@ def run_dir(arguments: list[str], cache: Path, tmp_path_factory: pytest.TempPath
     return folder
 
 
+@pytest.mark.slow  # reads the packaged data
+def test_the_smoke_run_of_the_recipe_has_lists_to_learn_from(tmp_path: Path) -> None:
+    assert run_command(main, argv=["+recipe=srr", "debug=smoke", f"run_dir={tmp_path / 'run'}"]) == 0
+
+
 def test_the_export_chooses(run_dir: Path) -> None:
     model = safealign.load(run_dir / "export")
     assert model.parts is None and model.ranker is not None
@@ -100,7 +105,7 @@ def test_validation_looks_and_does_nothing(
 ) -> None:
     more = {"record": False, "tolerant": True}
     assert run_command(validate, argv=[*arguments, f"run_dir={tmp_path}"], **more) == 0  # type: ignore[arg-type]
-    assert "6 answers to each of 8 malicious and 6 benign requests" in " ".join(capsys.readouterr().out.split())
+    assert "6 answers to each of 24 malicious and 12 benign requests" in " ".join(capsys.readouterr().out.split())
     wrong = ["ranker.heads=3", "ranker.candidates.direct=0", "ranker.candidates.wrapped=0", "data.val_fraction=0"]
     wrong += ["ranker.candidates.declined=0", "ranker.layer=0"]
     assert run_command(validate, argv=[*arguments, f"run_dir={tmp_path}", *wrong], **more) == 2  # type: ignore[arg-type]
