@@ -3,14 +3,15 @@
     python -m benchmarks.ranking [model.path=outputs/llama_lora/export] [overrides of +recipe=srr …]
 
 Its own keys: `parts=accuracy,depths,kinds,best_of,cost` (any of them), `sets=…` and `benign=…` (data sets of malicious
-and of benign requests), `requests=150` of each, `train=50` lists of each that rankers learn from (as in the paper),
-`seeds=3`, `prompts=100` of each evaluation set, `best_of=8`, `tokens=48`. Rankers are trained here, on the model's own
-answers.
+and of benign requests), `requests=150` of each, `train=75` lists of each that rankers learn from (half of the lists
+where there are fewer than twice as many), `seeds=3`, `prompts=100` of each evaluation set, `best_of=8`, `tokens=48`,
+`rounds=9` of timing. Rankers are trained here, on the model's own answers.
 
 - accuracy: by data set, and transfer between them; benign lists are in every training set, and a test of their own.
 - depths: last token against mean, at seven depths. kinds: listwise, pointwise, our safety head, and both together.
 - best_of: attack success under direct, prefilled and wrapped requests, and refusals of benign ones.
-- cost: seconds for m answers with the prompt fed once, with and without choosing, and with the prompt fed m times.
+- cost: seconds for m answers with the prompt fed once, with and without choosing, and with the prompt fed m times;
+  medians (quartiles) of interleaved rounds, ratios within a round.
 
 Every row is written to `run_dir/ranking.json` as it is found (figures, no texts); what is there already for the same
 model and settings is not measured again, so parts can be run one by one. `ranking.md` and `ranking.png` show it all.
@@ -20,9 +21,11 @@ from __future__ import annotations
 
 import hashlib
 import json
+import random
+import statistics
 import sys
 import time
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import asdict, dataclass, field, replace
 from functools import cached_property
 from pathlib import Path
@@ -66,11 +69,12 @@ DEFAULTS = {
     "sets": ",".join(MALICIOUS_SETS),
     "benign": ",".join(BENIGN_SETS),
     "requests": "150",
-    "train": "50",
+    "train": "75",
     "seeds": "3",
     "prompts": "100",
     "best_of": "8",
     "tokens": "48",
+    "rounds": "9",
 }
 
 
@@ -315,8 +319,9 @@ class Study:
             "fed once, s": lambda: model.generate(messages, best_of=m, ranker="random", **how),
             "and chosen, s": lambda: model.generate(messages, best_of=m, ranker=ranker, **how),
         }
-        found = {name: _fastest(run) for name, run in runs.items()}
-        return {**found, "choosing adds": found["and chosen, s"] / found["fed once, s"] - 1}
+        rounds = interleaved(runs, int(self.own["rounds"]))
+        adds = [row["and chosen, s"] / row["fed once, s"] - 1 for row in rounds]
+        return {name: spread([row[name] for row in rounds]) for name in runs} | {"choosing adds": spread(adds)}
 
 
 def over_seeds(values: Sequence[float]) -> dict[str, Any]:
@@ -334,13 +339,25 @@ def _note(by: dict[str, list[float]], found: Any, test: Sequence[StateList]) -> 
             by[label].append(sum(hits) / len(hits))
 
 
-def _fastest(run: Callable[[], Any], rounds: int = 5) -> float:
-    seconds = []
-    for _ in range(rounds):
-        started = time.perf_counter()
-        run()
-        seconds.append(time.perf_counter() - started)
-    return min(seconds)
+def interleaved(runs: Mapping[str, Callable[[], Any]], rounds: int) -> list[dict[str, float]]:
+    """Seconds of each run in each round, after one that is not counted; every round has an order of its own."""
+    found: list[dict[str, float]] = []
+    for index in range(rounds + 1):
+        order = list(runs)
+        random.Random(f"cost/{index}").shuffle(order)
+        row = {}
+        for name in order:
+            started = time.perf_counter()
+            runs[name]()
+            row[name] = time.perf_counter() - started
+        found.append(row)
+    return found[1:]
+
+
+def spread(values: Sequence[float]) -> dict[str, Any]:
+    """Median and quartiles over rounds, ready for JSON."""
+    low, middle, high = statistics.quantiles(values, n=4, method="inclusive") if len(values) > 1 else values * 3
+    return {"value": middle, "n": len(values), "interval": [low, high], "note": "quartiles, rounds: "}
 
 
 def study(config: TrainConfig, own: dict[str, str]) -> None:

@@ -108,14 +108,17 @@ def head_scores(model: SafeModel, groups: Sequence[Candidates]) -> list[list[flo
 
 
 def parted(groups: Sequence[Candidates], n_train: int, seed: int) -> tuple[list[int], list[int]]:
-    """Indices to train on (about `n_train`) and to test on, drawn by request with its pair and its versions."""
+    """Indices to train on and to test on, drawn by request with its pair and its versions.
+
+    About `n_train` to train on, and hardly more than half of a small data set, so that a test is left.
+    """
     requests = [replace(one.first, messages=one.first.prompt, id=one.request_id) for one in groups]
     names = families(requests)
     order = sorted(set(names))
     random.Random(f"ranking/{seed}").shuffle(order)
     train: list[int] = []
     for name in order:
-        if len(train) >= n_train:
+        if len(train) >= min(n_train, len(groups) // 2):
             break
         train += [index for index, own in enumerate(names) if own == name]
     chosen = set(train)

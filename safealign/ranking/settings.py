@@ -46,15 +46,15 @@ class RankerSettings:
 class FitSettings:
     """`list_length`: answers of a training list; `draws`: lists drawn of each request in an epoch; `batch_size` lists.
 
-    Training ends after `patience` epochs without a better choice on held-out requests.
+    Training ends after `patience` epochs without a better choice on the lists to stop by.
     """
 
     list_length: int = 8
     draws: int = 2
     batch_size: int = 64
-    epochs: int = 20
-    patience: int = 5
-    learning_rate: float = 1e-3
+    epochs: int = 40
+    patience: int = 10
+    learning_rate: float = 3e-4
     weight_decay: float = 1e-4
     max_grad_norm: float = 3.0
 
@@ -65,8 +65,8 @@ class CandidateSettings:
     jailbreak, `prefilled` with `prefill_tokens` tokens of an affirmative opening, `declined` with a refusal's.
     """
 
-    malicious: int = 240
-    benign: int = 120
+    malicious: int = 300
+    benign: int = 180
     direct: int = 6
     wrapped: int = 4
     prefilled: int = 3

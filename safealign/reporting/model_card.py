@@ -31,6 +31,7 @@ RANKING = (
     "*Advancing LLM Safe Alignment with Safety Representation Ranking* (arXiv:2505.15710). The model's own weights "
     "are as they were."
 )
+SHARES = ("accuracy", "random", "oracle")
 RANKING_LIMITS = (
     "A ranker cannot give what no candidate is: where all answers are harmful, so is the one that it chooses.",
     "It learnt from labels by rules or keywords, which see refusals and not harm, on texts in English.",
@@ -135,7 +136,7 @@ def _ranking(safety: Mapping[str, Any]) -> list[str]:
         return []
     training = ranker["training"]
     rows = [
-        (name, row["n"], *("–" if row[key] is None else f"{row[key]:.1%}" for key in ("accuracy", "random", "oracle")))
+        (name, row["n"], *(_share(row[key], row.get("interval") if key == "accuracy" else None) for key in SHARES))
         for name, row in training.get("held_out", {}).items()
     ]
     heading = ("requests, held out", "lists", "good picks", "at random", "best possible")
@@ -150,6 +151,12 @@ def _ranking(safety: Mapping[str, Any]) -> list[str]:
     what = RANKING.format(parameters=f"{training['parameters']:,}" if "parameters" in training else "few")
     settings = _table(("setting", "value"), ranker["settings"].items())
     return [f"## Ranker\n\n{what}\n\n{used}\n\n{settings}\n\n{_table(heading, rows) if rows else ''}{note}".rstrip()]
+
+
+def _share(value: float | None, interval: Sequence[float] | None) -> str:
+    if value is None:
+        return "–"
+    return f"{value:.1%}" + (f" ({interval[0]:.1%}–{interval[1]:.1%})" if interval else "")
 
 
 def write_model_card(

@@ -19,6 +19,7 @@ from safealign.config.roots import TrainConfig
 from safealign.data.records import Record
 from safealign.errors import CheckpointError, SafealignError
 from safealign.evaluation.job import machine
+from safealign.evaluation.metrics.rates import Rate
 from safealign.files import write_text
 from safealign.model import SafeModel, load
 from safealign.modeling.checkpoint import SafetyCard
@@ -27,6 +28,7 @@ from safealign.modeling.feature_cache import FeatureCache
 from safealign.modeling.hidden import HiddenExtractor
 from safealign.ranking import (
     Fitted,
+    Picks,
     Ranker,
     StateList,
     by_label,
@@ -57,11 +59,12 @@ from safealign.training.tracking import Tracker
 
 @dataclass
 class RankerData:
-    """Lists of states to train on and held out, by request; `answers` of the held-out ones, in the same order."""
+    """Lists of states by request: to train on, to stop by, and held out, which decide nothing; `some` answers."""
 
     train: list[StateList]
+    stopping: list[StateList]
     held_out: list[StateList]
-    answers: list[Candidates]
+    some: list[Candidates]
     counts: Counts
 
 
@@ -84,7 +87,7 @@ def build_ranker(config: TrainConfig, console: Console, tracker: Tracker | None 
     say(_line(report))
     model.ranker = fitted.ranker
     export = _export(config, model, fitted.ranker, report)
-    _verify(config, model, export, data.answers[:4])
+    _verify(config, model, export, data.some)
     console.print(f"exported and verified: {export}", highlight=False)
     if config.suite.name != "none":
         console.print(f"suite={config.suite.name}: no table here; python -m benchmarks.ranking measures a ranker")
@@ -101,7 +104,7 @@ def ranker_problems(config: TrainConfig) -> list[str]:
     if candidate_settings(config).per_request < 2:
         problems.append("ranker.candidates: direct, wrapped, prefilled and declined ask for fewer than 2 answers")
     if not config.data.val_fraction > 0:
-        problems.append("data.val_fraction=0: a ranker stops by held-out requests; 0.2 will do")
+        problems.append("data.val_fraction=0: a ranker stops by requests of their own; 0.3 will do")
     if config.adapter.quantization is not None:
         problems.append("adapter.quantization: a ranker's model is not trained, and is loaded as it is; adapter=none")
     return problems
@@ -129,16 +132,18 @@ def ranker_data(config: TrainConfig, model: SafeModel, say: Say) -> RankerData:
     told = Tenths("read", n, say)
     states = read_states(groups, extractor, model.renderer, cache=FeatureCache(say=say), progress=told.add)
     lists = [as_list(one, found) for one, found in zip(groups, states, strict=True)]
-    train, held_out = divide(config, groups)
-    return RankerData([lists[i] for i in train], [lists[i] for i in held_out], [groups[i] for i in held_out], counts)
+    train, stopping, held_out = ([lists[i] for i in part] for part in divide(config, groups))
+    return RankerData(train, stopping, held_out, groups[:4], counts)
 
 
-def divide(config: TrainConfig, groups: Sequence[Candidates]) -> tuple[list[int], list[int]]:
-    """Indices of the lists to train on, and of those held out: by request, with its pair and its versions."""
+def divide(config: TrainConfig, groups: Sequence[Candidates]) -> tuple[list[int], list[int], list[int]]:
+    """Indices of the lists to train on, to stop by, and held out: by request, with its pair and its versions."""
     requests = [replace(one.first, messages=one.first.prompt, id=one.request_id) for one in groups]
-    held = {record.id for record in split(requests, config.data.val_fraction, config.seed)[1]}
-    train = [index for index, record in enumerate(requests) if record.id not in held]
-    return train, [index for index, record in enumerate(requests) if record.id in held]
+    train, others = split(requests, config.data.val_fraction, config.seed)
+    stopping, held_out = split(others, 0.5, config.seed)
+    parts = [{record.id for record in part} for part in (train, stopping, held_out)]
+    one, two, three = ([i for i, record in enumerate(requests) if record.id in part] for part in parts)
+    return one, two, three
 
 
 def _told(counts: Counts) -> list[str]:
@@ -158,26 +163,25 @@ def _fit(config: TrainConfig, data: RankerData, say: Say, tracker: Tracker) -> t
         metrics.write({"step": epoch, **metrics.note, **row})
         tracker.metrics(row, epoch)
         say(
-            f"  epoch {epoch}/{config.ranker.fit.epochs}: loss {row['loss']:.3f}, held out: loss "
+            f"  epoch {epoch}/{config.ranker.fit.epochs}: loss {row['loss']:.3f}, to stop by: loss "
             f"{row['held_out/loss']:.3f}, picks {row['held_out/accuracy']:.1%} good (at random "
             f"{row['held_out/random']:.1%})"
         )
 
     settings, fit = ranker_settings(config), fit_settings(config)
-    say(f"ranker: {len(data.train)} lists, {len(data.held_out)} held out")
-    return fit_ranker(data.train, data.held_out, settings, fit, config.seed, log), time.monotonic() - started
+    say(f"ranker: {len(data.train)} lists to learn from, {len(data.stopping)} to stop by, {len(data.held_out)} beside")
+    return fit_ranker(data.train, data.stopping, settings, fit, config.seed, log), time.monotonic() - started
 
 
 def _report(
     config: TrainConfig, data: RankerData, fitted: Fitted, seconds: float, model: SafeModel
 ) -> dict[str, Any]:
-    """Figures of the kept ranker on held-out requests, and where it came from."""
+    """Figures of the kept ranker on held-out requests, which decided nothing, and where it came from."""
     score = score_with(fitted.ranker)
     found = {"all": picks(score, data.held_out), **by_label(score, data.held_out)}
-    lists = [*data.train, *data.held_out]
+    lists = [*data.train, *data.stopping, *data.held_out]
     return {
-        "held_out": {name: one.to_dict() for name, one in found.items()},
-        "note": "the epoch was chosen on these lists: the figures flatter",
+        "held_out": {name: _figures_of(one) for name, one in found.items()},
         "epoch": fitted.epoch,
         "seconds": round(seconds, 2),
         "parameters": fitted.ranker.settings.parameters(fitted.ranker.width),
@@ -191,6 +195,11 @@ def _report(
     }
 
 
+def _figures_of(found: Picks) -> dict[str, Any]:
+    interval = list(Rate.of(found.hits).interval) if found.hits else None
+    return found.to_dict() | {"interval": interval}
+
+
 def _figures(report: dict[str, Any]) -> dict[str, float]:
     rows = report["held_out"].items()
     return {f"ranker/{name}/accuracy": row["accuracy"] for name, row in rows if row["accuracy"] is not None}
@@ -198,10 +207,11 @@ def _figures(report: dict[str, Any]) -> dict[str, float]:
 
 def _line(report: dict[str, Any]) -> str:
     parts = [
-        f"{name} {row['accuracy']:.1%} of {row['n']} (at random {row['random']:.1%})"
+        f"{name} {row['accuracy']:.1%} of {row['n']} ({row['interval'][0]:.1%}–{row['interval'][1]:.1%}; at random "
+        f"{row['random']:.1%})"
         for name, row in report["held_out"].items()
         if row["n"]
-    ]
+    ] or ["no list was left"]
     return f"epoch {report['epoch']} kept, {report['seconds']:.0f} s; good picks on held-out lists: {', '.join(parts)}"
 
 

@@ -11,9 +11,10 @@ from planted import planted
 
 from benchmarks import ranking
 from benchmarks.ranking_best_of import rates
-from benchmarks.ranking_lists import with_score
+from benchmarks.ranking_lists import parted, with_score
 from benchmarks.ranking_page import TITLES, table
 from safealign.data.records import Message, Record
+from safealign.ranking.reading import Candidates
 
 
 def _file(path: Path, label: str) -> str:
@@ -44,6 +45,7 @@ def test_every_part_is_measured_kept_and_shown(tmp_path: Path, monkeypatch: pyte
         "prompts=3",
         "best_of=3",
         "tokens=4",
+        "rounds=2",
         "debug=smoke",
         "suite=none",
         "offline=true",
@@ -58,6 +60,8 @@ def test_every_part_is_measured_kept_and_shown(tmp_path: Path, monkeypatch: pyte
     assert found["results"]["depths"] == first["results"]["depths"]
     assert set(found["results"]) == set(ranking.PARTS)
     assert {row["good picks"]["n"] for row in found["results"]["depths"].values()} == {2}
+    row = found["results"]["cost"]["m = 2"]
+    assert row["fed once, s"]["value"] > 0 and row["choosing adds"]["n"] == 2
     row = found["results"]["best_of"]["direct"]
     assert row["oracle"]["value"] <= min(row["listwise"]["value"], row["random pick"]["value"])
     page = (folder / "ranking.md").read_text(encoding="utf-8")
@@ -89,6 +93,26 @@ def test_a_heads_score_is_one_more_value() -> None:
 def test_a_table_shows_values_counts_and_intervals() -> None:
     text = table({"x": {"a": {"value": 0.5, "n": 3, "interval": [0.25, 0.75], "note": "seeds: "}, "b": None, "c": 2}})
     assert text.splitlines()[-1] == "| x | 0.500 (seeds: n=3; 0.250–0.750) | – | 2 |"
+
+
+def test_rounds_are_interleaved_and_the_first_is_not_counted() -> None:
+    order: list[str] = []
+    runs = {name: (lambda name=name: order.append(name)) for name in "abcd"}  # type: ignore[misc]
+    rounds = ranking.interleaved(runs, 5)
+    assert len(rounds) == 5 and all(set(row) == set("abcd") for row in rounds)
+    by_round = [tuple(order[i : i + 4]) for i in range(0, 24, 4)]
+    assert all(sorted(one) == list("abcd") for one in by_round) and len(set(by_round)) > 1
+    assert ranking.spread([1.0, 2.0, 4.0])["value"] == 2.0 and ranking.spread([3.0])["interval"] == [3.0, 3.0]
+
+
+@pytest.mark.parametrize(("n", "wanted", "most"), [(20, 5, 5), (20, 75, 10), (3, 75, 1)])
+def test_a_small_data_set_keeps_half_for_the_test(n: int, wanted: int, most: int) -> None:
+    groups = []
+    for i in range(n):
+        turns = Message("user", f"Do {i} of {'abcdefghijklmnopqrst'[i] * 9}"), Message("assistant", "No.")
+        groups.append(Candidates((Record(turns, "malicious", id=f"{i}#0"),), (True,)))
+    train, test = parted(groups, wanted, 0)
+    assert len(train) == most and sorted([*train, *test]) == list(range(n))
 
 
 def test_an_unknown_part_is_named() -> None:

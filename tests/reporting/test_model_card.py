@@ -57,10 +57,10 @@ def test_card_holds_the_results(tmp_path: Path) -> None:
 
 
 def test_a_ranker_without_a_head_has_a_card_of_its_own() -> None:
-    figures = {"n": 7, "accuracy": 0.9, "random": 0.5, "oracle": 1.0}
+    figures = {"n": 7, "accuracy": 0.9, "random": 0.5, "oracle": 1.0, "interval": [0.6, 0.98]}
     ranker = {"settings": {"tau": 0.2}, "training": {"parameters": 1234, "held_out": {"all": figures}}}
     alone = model_card(CardFacts("export", "some/base"), {"head": None, "ranker": ranker})
-    assert "| all | 7 | 90.0% | 50.0% | 100.0% |" in alone and "1,234 weights" in alone
+    assert "| all | 7 | 90.0% (60.0%–98.0%) | 50.0% | 100.0% |" in alone and "1,234 weights" in alone
     assert "safety token" not in alone and "## Thresholds" not in alone
     beside = model_card(CardFacts("export", "some/base"), {"head": {"layers": [0.5]}, "ranker": ranker})
     assert "safety token" in beside and "## Ranker" in beside and "## Thresholds" in beside
