@@ -10,8 +10,9 @@ ARGS        ?=
 RUN         := $(VENV)/bin/python -m
 STAMP       := $(VENV)/.installed
 
-# Two jobs on few cores wait for each other by spinning otherwise; no library reports home.
-export OMP_WAIT_POLICY        := PASSIVE
+# Threads that sleep at once have to be woken for every small operation, and threads that spin long keep two jobs on few
+# cores from each other: a little of each. No library reports home.
+export GOMP_SPINCOUNT         ?= 10000
 export HF_HUB_DISABLE_TELEMETRY := 1
 export TOKENIZERS_PARALLELISM := false
 

@@ -20,7 +20,23 @@ from safealign.decoding.packing import Packing
 
 NAME = "safealign_grouped_sdpa"
 _FEW = 16  # query rows up to which making them of query heads pays
-_packing: ContextVar[Packing | None] = ContextVar("packing", default=None)
+
+
+class _Forward:
+    """One forward under way: its packing, and its masks as the grouped form takes them, which all layers share."""
+
+    def __init__(self, packing: Packing | None) -> None:
+        self.packing = packing
+        self._masks: dict[int, tuple[torch.Tensor, torch.Tensor]] = {}  # the key's tensor is kept: ids are reused
+
+    def repeated(self, mask: torch.Tensor, groups: int) -> torch.Tensor:
+        """`[B, 1, Q, K]` to `[B, 1, groups * Q, K]`."""
+        if id(mask) not in self._masks:
+            self._masks[id(mask)] = mask, mask.repeat(1, 1, groups, 1)
+        return self._masks[id(mask)][1]
+
+
+_forward: ContextVar[_Forward | None] = ContextVar("forward", default=None)
 
 
 def grouped_sdpa(
@@ -35,7 +51,8 @@ def grouped_sdpa(
 
     Packed queries are `[1, heads, P, D]`, and so is what comes back: `[1, P, heads, D]`.
     """
-    packing = _packing.get()
+    forward = _forward.get()
+    packing = forward.packing if forward is not None else None
     if packing is None:
         return _attend(module, query, key, value, attention_mask, **kwargs), None
     found = _attend(module, packing.spread(query), key, value, attention_mask, **kwargs)
@@ -64,7 +81,9 @@ def _attend(
         found = attend(query, key, value, attn_mask=attention_mask, scale=scale, enable_gqa=True)
         return found.transpose(1, 2).contiguous()
     packed = query.reshape(batch, key.shape[1], groups * n_rows, width)
-    mask = attention_mask if n_rows == 1 else attention_mask.repeat(1, 1, groups, 1)
+    mask = attention_mask
+    if n_rows > 1:
+        mask = (_forward.get() or _Forward(None)).repeated(mask, groups)
     found = attend(packed, key, value, attn_mask=mask, scale=scale)
     return found.reshape(batch, heads, n_rows, value.shape[-1]).transpose(1, 2).contiguous()
 
@@ -84,11 +103,11 @@ def grouped(lm: Any, packing: Packing | None = None) -> Iterator[None]:
         yield
         return
     config._attn_implementation = NAME
-    token = _packing.set(packing)
+    token = _forward.set(_Forward(packing))
     try:
         yield
     finally:
-        _packing.reset(token)
+        _forward.reset(token)
         config._attn_implementation = "sdpa"
 
 
