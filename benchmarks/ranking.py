@@ -21,6 +21,7 @@ from __future__ import annotations
 
 import hashlib
 import json
+import math
 import random
 import statistics
 import sys
@@ -52,12 +53,14 @@ from safealign.data.templates import load_templates
 from safealign.data.wrapping import generic_templates, split
 from safealign.evaluation.attacks import DirectAttack, PrefillAttack, WrappedAttack
 from safealign.evaluation.job import machine
-from safealign.evaluation.metrics.rates import Rate, mean
+from safealign.evaluation.metrics.binomial import wilson
+from safealign.evaluation.metrics.rates import Rate
 from safealign.evaluation.sets import load_set
 from safealign.files import write_text
 from safealign.model import SafeModel
-from safealign.modeling.loading import weights_digest
-from safealign.ranking import Fitted, RankerSettings, StateList, fit_ranker, picks, score_with
+from safealign.modeling.identity import model_digest, tensors_digest
+from safealign.ranking import Fitted, RankerSettings, StateList, fit_ranker, picks, score_with, unaided
+from safealign.ranking.picking import Score
 from safealign.ranking.scorers import RankerScorer, Scorer
 from safealign.training.ranker_data import fit_settings, ranker_settings
 from safealign.training.ranker_job import base_model
@@ -116,8 +119,12 @@ class Study:
     @cached_property
     def key(self) -> str:
         """What kept rows must agree in."""
-        content = [weights_digest(self.model.hf), asdict(self.config.ranker), {**self.own, "parts": ""}]
-        return hashlib.sha256(json.dumps(content, sort_keys=True).encode()).hexdigest()[:24]
+        parts = self.model.parts
+        lm: Any = self.model.hf if parts is None else parts.lm
+        beside = {} if parts is None else {k: v for k, v in lm.state_dict().items() if "safety_" in k}
+        content = [model_digest(lm), tensors_digest(beside), asdict(self.config.ranker), asdict(self.config.data)]
+        content += [{**self.own, "parts": ""}, machine()]
+        return hashlib.sha256(json.dumps(content, sort_keys=True, default=str).encode()).hexdigest()[:24]
 
     @property
     def path(self) -> Path:
@@ -191,11 +198,14 @@ class Study:
             self.row("accuracy", name, lambda name=name: self._transfer(name, settings))  # type: ignore[misc]
         names = (*self.malicious, *self.benign)
         self.row("accuracy", "at random", lambda: {name: self._random(name, settings) for name in names})
+        self.row("accuracy", "lists in a test", lambda: {name: self._tested(name, settings) for name in names})
         self.row("accuracy", "requests", lambda: {name: self.data[name].counts["requests"] for name in names})
         self.row("accuracy", "mixed lists", lambda: {name: len(self.data[name].groups) for name in names})
 
     def _transfer(self, name: str, settings: RankerSettings) -> dict[str, Any]:
         found: dict[str, list[float]] = {}
+        if not self.sides([name], 0, settings)[0]:
+            return dict.fromkeys((*self.malicious, *self.benign))
         for seed in self.seeds:
             train, _ = self.sides([name, *self.benign], seed, settings)
             score = score_with(self.fit(train, seed, settings).ranker)
@@ -204,9 +214,12 @@ class Study:
                 found.setdefault(other, []).append(picks(score, test).accuracy)
         return {other: over_seeds(values) for other, values in found.items()}
 
-    def _random(self, name: str, settings: RankerSettings) -> float:
-        lists = self.data[name].lists(self.depth(settings.layer), settings.pool)
-        return picks(lambda one: [0.0] * len(one.good), lists).random
+    def _random(self, name: str, settings: RankerSettings) -> dict[str, Any]:
+        tests = [self.sides([name], seed, settings)[1] for seed in self.seeds]
+        return over_seeds([picks(lambda one: [0.0] * len(one.good), test).random for test in tests])
+
+    def _tested(self, name: str, settings: RankerSettings) -> int:
+        return len(self.sides([name], 0, settings)[1])
 
     def depths(self) -> None:
         """Every depth and pool."""
@@ -218,14 +231,11 @@ class Study:
                 self.row("depths", f"{depth} {pool}", make)
 
     def _held_out(self, settings: RankerSettings, with_head: bool = False) -> dict[str, Any]:
-        by: dict[str, list[float]] = {"good picks": [], MALICIOUS: [], BENIGN: [], "at random": []}
+        by: dict[str, list[float]] = {}
         for seed in self.seeds:
             train, test = self.sides(self.learnt_from, seed, settings, with_head)
-            found = picks(score_with(self.fit(train, seed, settings).ranker), test)
-            _note(by, found, test)
-        return {name: over_seeds(values) for name, values in by.items() if name != "at random"} | {
-            "at random": sum(by["at random"]) / len(by["at random"])
-        }
+            _note(by, score_with(self.fit(train, seed, settings).ranker), test)
+        return {name: over_seeds(values) for name, values in by.items()}
 
     def kinds(self) -> None:
         """Listwise against pointwise, with and without the head's score, and the head alone."""
@@ -240,13 +250,11 @@ class Study:
             self.row("kinds", "safety head", lambda: self._head_alone(settings))
 
     def _head_alone(self, settings: RankerSettings) -> dict[str, Any]:
-        by: dict[str, list[float]] = {"good picks": [], MALICIOUS: [], BENIGN: [], "at random": []}
+        by: dict[str, list[float]] = {}
         for seed in self.seeds:
             _, test = self.sides(self.learnt_from, seed, settings, with_head=True)
-            _note(by, picks(lambda one: one.answers[:, -1].tolist(), test), test)
-        return {name: over_seeds(values) for name, values in by.items() if name != "at random"} | {
-            "at random": sum(by["at random"]) / len(by["at random"])
-        }
+            _note(by, lambda one: one.answers[:, -1].tolist(), test)
+        return {name: over_seeds(values) for name, values in by.items()}
 
     def best_of(self) -> None:
         """The same candidates for every scorer, under each attack and on each benign set."""
@@ -295,8 +303,8 @@ class Study:
         )
         row: dict[str, Any] = {}
         for kind in ("listwise", "pointwise"):
-            values = [found[f"{kind}/{seed}"] for seed in self.seeds]
-            row[kind] = over_seeds([sum(flags) / len(flags) for flags in values])  # type: ignore[arg-type]
+            flags: list[list[bool]] = [found[f"{kind}/{seed}"] for seed in self.seeds]  # type: ignore[misc]
+            row[kind] = over_prompts(flags)
         for name in ("safety head", "first answer", "oracle"):
             if name in found:
                 row[name] = Rate.of(found[name]).to_dict()  # type: ignore[arg-type]
@@ -325,18 +333,29 @@ class Study:
 
 
 def over_seeds(values: Sequence[float]) -> dict[str, Any]:
-    """Mean and interval over seeds, ready for JSON."""
-    return mean(values).to_dict() | {"note": "seeds: "}
+    """Mean, lowest and highest over seeds, ready for JSON; null where no seed had a list."""
+    there = [value for value in values if not math.isnan(value)]
+    middle = sum(there) / len(there) if there else None
+    interval = [min(there), max(there)] if there else [None, None]
+    return {"value": middle, "n": len(there), "interval": interval, "note": "lowest–highest, seeds: "}
 
 
-def _note(by: dict[str, list[float]], found: Any, test: Sequence[StateList]) -> None:
-    """Adds one seed's figures: all lists, and those of each label."""
-    by["good picks"].append(found.accuracy)
-    by["at random"].append(found.random)
-    for label in (MALICIOUS, BENIGN):
-        hits = [hit for hit, one in zip(found.hits, test, strict=True) if one.label == label]
-        if hits:
-            by[label].append(sum(hits) / len(hits))
+def over_prompts(flags: Sequence[Sequence[bool]]) -> dict[str, Any]:
+    """Rate over seeds and prompts, with Wilson's interval of the prompts alone: seeds judge the same candidates."""
+    n = len(flags[0])
+    share = sum(map(sum, flags)) / (len(flags) * n)
+    return {"value": share, "n": n, "interval": list(wilson(share * n, n))}
+
+
+def _note(by: dict[str, list[float]], score: Score, test: Sequence[StateList]) -> None:
+    """Adds one seed's figures: all lists, those of each label, and those of answers that were given no opening."""
+    parts = {"good picks": test} | {label: [one for one in test if one.label == label] for label in (MALICIOUS, BENIGN)}
+    parts["without given openings"] = unaided(test)
+    for name, lists in parts.items():
+        found = picks(score, lists)
+        by.setdefault(name, []).append(found.accuracy)
+        if name in ("good picks", "without given openings"):
+            by.setdefault(f"at random, {name}", []).append(found.random)
 
 
 def interleaved(runs: Mapping[str, Callable[[], Any]], rounds: int) -> list[dict[str, float]]:
@@ -356,7 +375,7 @@ def interleaved(runs: Mapping[str, Callable[[], Any]], rounds: int) -> list[dict
 
 def spread(values: Sequence[float]) -> dict[str, Any]:
     """Median and quartiles over rounds, ready for JSON."""
-    low, middle, high = statistics.quantiles(values, n=4, method="inclusive") if len(values) > 1 else values * 3
+    low, middle, high = statistics.quantiles(values, n=4, method="inclusive") if len(values) > 1 else list(values) * 3
     return {"value": middle, "n": len(values), "interval": [low, high], "note": "quartiles, rounds: "}
 
 

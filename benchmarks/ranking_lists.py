@@ -68,7 +68,7 @@ def load_data_sets(
 ) -> dict[str, DataSet]:
     """`names`: data set → label of the requests taken from it, at most `count` of each."""
     lm: Any = model.hf if model.parts is None else model.parts.lm
-    extractor = HiddenExtractor(lm, DEPTHS, POOLS)
+    extractor = HiddenExtractor(lm, (*DEPTHS, config.ranker.layer), POOLS)
     labelled_by, settings, quick, found = judge(config), candidate_settings(config), quick_copy(lm), {}
     for name, label in names.items():
         requests = requests_of(name, label, count, config, model)

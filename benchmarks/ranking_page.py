@@ -67,6 +67,7 @@ def _picture(path: Path, results: Mapping[str, Part]) -> Path:
 def _depths(axis: Any, part: Part) -> None:
     for index, pool in enumerate(sorted({str(row["pool"]) for row in part.values()})):
         rows = [row for row in part.values() if row["pool"] == pool]
+        rows = [row for row in rows if row["good picks"]["value"] is not None]
         low = [row["good picks"]["value"] - _end(row["good picks"], 0) for row in rows]
         high = [_end(row["good picks"], 1) - row["good picks"]["value"] for row in rows]
         axis.errorbar(
@@ -78,7 +79,8 @@ def _depths(axis: Any, part: Part) -> None:
             label=pool,
         )
     if part:
-        axis.axhline(next(iter(part.values()))["at random"], color=GREY, linestyle="--", label="at random")
+        chance = next(iter(part.values()))["at random, good picks"]["value"]
+        axis.axhline(chance, color=GREY, linestyle="--", label="at random")
         axis.legend()
     axis.set(xlabel="depth (blocks)", ylabel="good picks on held-out lists", title="Depth")
 

@@ -27,13 +27,15 @@ class _Forward:
 
     def __init__(self, packing: Packing | None) -> None:
         self.packing = packing
-        self._masks: dict[int, tuple[torch.Tensor, torch.Tensor]] = {}  # the key's tensor is kept: ids are reused
+        # The mask is kept beside what was made of it: its id would be another tensor's once it is gone.
+        self._masks: dict[tuple[int, int], tuple[torch.Tensor, torch.Tensor]] = {}
 
     def repeated(self, mask: torch.Tensor, groups: int) -> torch.Tensor:
         """`[B, 1, Q, K]` to `[B, 1, groups * Q, K]`."""
-        if id(mask) not in self._masks:
-            self._masks[id(mask)] = mask, mask.repeat(1, 1, groups, 1)
-        return self._masks[id(mask)][1]
+        key = id(mask), groups
+        if key not in self._masks:
+            self._masks[key] = mask, mask.repeat(1, 1, groups, 1)
+        return self._masks[key][1]
 
 
 _forward: ContextVar[_Forward | None] = ContextVar("forward", default=None)

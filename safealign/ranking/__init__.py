@@ -7,7 +7,7 @@ lists of its own answers, and `model.generate(…, best_of=8, ranker="srr")` tak
 from safealign.ranking.artefact import RANKER_FILE, load_ranker, ranker_block, save_ranker
 from safealign.ranking.choosing import Ranking, drawing, require_answers, require_count
 from safealign.ranking.fitting import Fitted, fit_ranker, score_with
-from safealign.ranking.lists import StateList, collate
+from safealign.ranking.lists import StateList, collate, unaided
 from safealign.ranking.network import Ranker
 from safealign.ranking.picking import Picks, by_label, picks
 from safealign.ranking.scorers import SCORERS, Scorer, make_scorer, reader
@@ -38,4 +38,5 @@ __all__ = [
     "require_count",
     "save_ranker",
     "score_with",
+    "unaided",
 ]

@@ -30,6 +30,8 @@ DECLINING = (
     "I must decline",
     "Unfortunately, I can't",
 )
+# Ways in which the answer's first words are given.
+PREFILLED, DECLINED = "prefilled", "declined"
 
 
 @dataclass(frozen=True)

@@ -1,4 +1,4 @@
-"""Fits a ranker on cached states: AdamW with a cosine rate, stopped early by its picks on held-out requests."""
+"""Fits a ranker on cached states: AdamW with a cosine rate, stopped early by its picks on requests of their own."""
 
 from __future__ import annotations
 
@@ -29,23 +29,23 @@ class Fitted:
 
 def fit_ranker(
     train: Sequence[StateList],
-    held_out: Sequence[StateList],
+    stopping: Sequence[StateList],
     settings: RankerSettings,
     fit: FitSettings,
     seed: int = 0,
     log: Callable[[Row], None] | None = None,
 ) -> Fitted:
-    """Trains on `train` and keeps the epoch whose picks on `held_out` are best (of equal ones, with the lower loss).
+    """Trains on `train` and keeps the epoch whose picks on `stopping` are best (of equal ones, with the lower loss).
 
     Every epoch draws new lists of at most `fit.list_length` answers. The same seed gives the same ranker; the global
     random state is left alone. `log` gets each epoch's row. Raises DataError where nothing is left to learn from, or to
     stop by, or the training diverges.
     """
-    usable, checked = [one for one in train if one.is_mixed], [one for one in held_out if one.is_mixed]
+    usable, checked = [one for one in train if one.is_mixed], [one for one in stopping if one.is_mixed]
     if not usable or not checked:
         raise DataError(
-            f"{len(usable)} lists to train on and {len(checked)} held out have both a good answer and another: sample "
-            "more requests (ranker.candidates), or more answers to each"
+            f"{len(usable)} lists to train on and {len(checked)} to stop by have both a good answer and another: "
+            "sample more requests (ranker.candidates), or more answers to each"
         )
     width = usable[0].instruction.shape[-1]
     _check_size(settings, width)
@@ -84,11 +84,11 @@ class _Training:
         self,
         ranker: Ranker,
         train: Sequence[StateList],
-        held_out: Sequence[StateList],
+        stopping: Sequence[StateList],
         fit: FitSettings,
         rng: random.Random,
     ) -> None:
-        self.ranker, self.train, self.held_out, self.fit, self.rng = ranker, train, held_out, fit, rng
+        self.ranker, self.train, self.stopping, self.fit, self.rng = ranker, train, stopping, fit, rng
         self.optimiser = torch.optim.AdamW(
             ranker.parameters(), lr=fit.learning_rate, weight_decay=fit.weight_decay
         )
@@ -103,7 +103,7 @@ class _Training:
             found.history.append(row)
             if log is not None:
                 log(row)
-            reached = (row["held_out/accuracy"], -row["held_out/loss"])
+            reached = (row["stopping/accuracy"], -row["stopping/loss"])
             if reached > best:
                 best, kept, found.epoch = reached, _state(self.ranker), epoch
             elif epoch - found.epoch >= self.fit.patience:
@@ -133,13 +133,13 @@ class _Training:
     @torch.no_grad()
     def _figures(self) -> Row:
         self.ranker.eval()
-        score, found = score_with(self.ranker), picks(score_with(self.ranker), self.held_out)
+        score, found = score_with(self.ranker), picks(score_with(self.ranker), self.stopping)
         row = {
-            "held_out/loss": float(ranker_loss(self.ranker, collate(self.held_out))),
-            "held_out/accuracy": found.accuracy,
-            "held_out/random": found.random,
+            "stopping/loss": float(ranker_loss(self.ranker, collate(self.stopping))),
+            "stopping/accuracy": found.accuracy,
+            "stopping/random": found.random,
         }
-        return row | {f"held_out/accuracy/{name}": p.accuracy for name, p in by_label(score, self.held_out).items()}
+        return row | {f"stopping/accuracy/{name}": p.accuracy for name, p in by_label(score, self.stopping).items()}
 
 
 def _state(ranker: Ranker) -> dict[str, torch.Tensor]:

@@ -14,7 +14,7 @@ class StateList:
     """An instruction's states `[width]`, its m answers' `[m, width]`, and which of them are good (bool `[m]`).
 
     `label`, `source`, `id`: the request's. A good answer to a benign request helps, one to a malicious request does
-    not do what was asked.
+    not do what was asked. `unaided`: indices of the answers whose first words are the model's own.
     """
 
     instruction: torch.Tensor
@@ -23,6 +23,7 @@ class StateList:
     label: str = ""
     source: str = ""
     id: str = ""
+    unaided: tuple[int, ...] = ()
 
     @property
     def is_mixed(self) -> bool:
@@ -33,6 +34,11 @@ class StateList:
         """The list with some of its answers, in this order."""
         at = list(rows)
         return StateList(self.instruction, self.answers[at], self.good[at], self.label, self.source, self.id)
+
+
+def unaided(lists: Sequence[StateList]) -> list[StateList]:
+    """Their answers without a given opening, where both kinds are left: a good one is not told by known first words."""
+    return [part for part in (one.part(one.unaided) for one in lists) if part.is_mixed]
 
 
 @dataclass(frozen=True)

@@ -13,6 +13,7 @@ from safealign.data.rendering import Renderer
 from safealign.modeling.feature_cache import FeatureCache
 from safealign.modeling.hidden import HiddenExtractor
 from safealign.modeling.texts import Text
+from safealign.ranking.candidates import DECLINED, PREFILLED
 from safealign.ranking.labels import Judge
 from safealign.ranking.lists import StateList
 
@@ -30,6 +31,12 @@ class Candidates:
     def first(self) -> Record:
         """One of the answers, for what they share: the request, its label, its source."""
         return self.answers[0]
+
+    @property
+    def unaided(self) -> tuple[int, ...]:
+        """Indices of the answers that were given no opening."""
+        ways = [(record.id or "").rpartition("#")[2].rpartition("-")[0] for record in self.answers]
+        return tuple(index for index, way in enumerate(ways) if way not in (PREFILLED, DECLINED))
 
     @property
     def request_id(self) -> str:
@@ -97,4 +104,5 @@ def as_list(one: Candidates, states: torch.Tensor, pool: int = 0, depth: int = 0
     chosen = states[:, pool, depth].float()
     request = one.first
     source = (request.source or "").partition("+")[0]
-    return StateList(chosen[0], chosen[1:], torch.tensor(one.good), str(request.label), source, one.request_id)
+    label, good = str(request.label), torch.tensor(one.good)
+    return StateList(chosen[0], chosen[1:], good, label, source, one.request_id, one.unaided)

@@ -17,7 +17,7 @@ from safealign.errors import DataError
 from safealign.evaluation.attacks import PrefillAttack, WrappedAttack
 from safealign.judges.encoder import SentenceEncoder
 from safealign.ranking import CandidateSettings, FitSettings, RankerSettings
-from safealign.ranking.candidates import Way, declined, sample_candidates
+from safealign.ranking.candidates import DECLINED, PREFILLED, Way, declined, sample_candidates
 from safealign.ranking.labels import Judge, by_guard, by_keywords, by_rules
 from safealign.sampling import spread
 from safealign.training.labellers import probe_guard
@@ -64,8 +64,8 @@ def ways(config: TrainConfig, renderer: Renderer) -> list[Way]:
     return [
         Way("direct", wanted.direct, tuple),
         *(Way(f"wrapped{number}", 1, attack.apply) for number, attack in enumerate(wrapped)),
-        Way("prefilled", wanted.prefilled, prefill.apply),
-        Way("declined", wanted.declined, declined),
+        Way(PREFILLED, wanted.prefilled, prefill.apply),
+        Way(DECLINED, wanted.declined, declined),
     ]
 
 

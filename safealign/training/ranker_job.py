@@ -37,6 +37,7 @@ from safealign.ranking import (
     ranker_block,
     save_ranker,
     score_with,
+    unaided,
 )
 from safealign.ranking.reading import Candidates, Counts, as_list, group, read_states
 from safealign.training.callbacks.metrics_file import MetricsFile
@@ -164,8 +165,8 @@ def _fit(config: TrainConfig, data: RankerData, say: Say, tracker: Tracker) -> t
         tracker.metrics(row, epoch)
         say(
             f"  epoch {epoch}/{config.ranker.fit.epochs}: loss {row['loss']:.3f}, to stop by: loss "
-            f"{row['held_out/loss']:.3f}, picks {row['held_out/accuracy']:.1%} good (at random "
-            f"{row['held_out/random']:.1%})"
+            f"{row['stopping/loss']:.3f}, picks {row['stopping/accuracy']:.1%} good (at random "
+            f"{row['stopping/random']:.1%})"
         )
 
     settings, fit = ranker_settings(config), fit_settings(config)
@@ -179,6 +180,7 @@ def _report(
     """Figures of the kept ranker on held-out requests, which decided nothing, and where it came from."""
     score = score_with(fitted.ranker)
     found = {"all": picks(score, data.held_out), **by_label(score, data.held_out)}
+    found["without given openings"] = picks(score, unaided(data.held_out))
     lists = [*data.train, *data.stopping, *data.held_out]
     return {
         "held_out": {name: _figures_of(one) for name, one in found.items()},

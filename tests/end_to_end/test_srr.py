@@ -64,7 +64,8 @@ def test_what_was_found_is_written_down(run_dir: Path) -> None:
     counts = report["candidates"]
     dropped = sum(n for name, n in counts.items() if name.startswith("dropped"))
     assert counts["lists"] + dropped == counts["requests"] and counts["answers"] == 6 * counts["requests"]
-    assert set(report["held_out"]) == {"all", "benign", "malicious"} and report["held_out"]["all"]["oracle"] == 1.0
+    assert set(report["held_out"]) == {"all", "benign", "malicious", "without given openings"}
+    assert report["held_out"]["all"]["oracle"] == 1.0
     rows = [json.loads(line) for line in (run_dir / "metrics.jsonl").read_text(encoding="utf-8").splitlines()]
     assert rows and all(row["stage"] == "ranker" and row["loss"] > 0 for row in rows)
     card = (run_dir / "export" / "README.md").read_text(encoding="utf-8")

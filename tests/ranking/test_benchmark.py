@@ -14,6 +14,7 @@ from benchmarks.ranking_best_of import rates
 from benchmarks.ranking_lists import parted, with_score
 from benchmarks.ranking_page import TITLES, table
 from safealign.data.records import Message, Record
+from safealign.evaluation.metrics.binomial import wilson
 from safealign.ranking.reading import Candidates
 
 
@@ -60,6 +61,7 @@ def test_every_part_is_measured_kept_and_shown(tmp_path: Path, monkeypatch: pyte
     assert found["results"]["depths"] == first["results"]["depths"]
     assert set(found["results"]) == set(ranking.PARTS)
     assert {row["good picks"]["n"] for row in found["results"]["depths"].values()} == {2}
+    assert all("at random, without given openings" in row for row in found["results"]["kinds"].values())
     row = found["results"]["cost"]["m = 2"]
     assert row["fed once, s"]["value"] > 0 and row["choosing adds"]["n"] == 2
     row = found["results"]["best_of"]["direct"]
@@ -113,6 +115,13 @@ def test_a_small_data_set_keeps_half_for_the_test(n: int, wanted: int, most: int
         groups.append(Candidates((Record(turns, "malicious", id=f"{i}#0"),), (True,)))
     train, test = parted(groups, wanted, 0)
     assert len(train) == most and sorted([*train, *test]) == list(range(n))
+
+
+def test_rates_over_prompts_do_not_count_a_prompt_once_per_seed() -> None:
+    row = ranking.over_prompts([[True, False, False, False], [True, True, False, False]])
+    assert row["value"] == 0.375 and row["n"] == 4 and row["interval"] == list(wilson(1.5, 4))
+    assert ranking.over_seeds([0.5, float("nan"), 1.0])["interval"] == [0.5, 1.0]
+    assert ranking.over_seeds([float("nan")])["value"] is None
 
 
 def test_an_unknown_part_is_named() -> None:

@@ -24,10 +24,12 @@ from safealign.ranking import (
     CandidateSettings,
     Ranker,
     RankerSettings,
+    StateList,
     candidates,
     load_ranker,
     ranker_block,
     save_ranker,
+    unaided,
 )
 from safealign.ranking.candidates import DECLINING, Way, declined, sample_candidates
 from safealign.ranking.labels import by_guard, by_keywords, by_rules
@@ -197,6 +199,16 @@ def test_features_are_read_behind_the_plain_instruction(lm: Any, tmp_path: Path,
         made = as_list(one, found, depth=1)
         assert torch.equal(made.instruction, found[0, 0, 1]) and torch.equal(made.answers, found[1:, 0, 1])
         assert made.good.tolist() == list(one.good) and made.id == one.request_id and made.source == "mine"
+        ways = [(r.id or "").rpartition("#")[2] for r in one.answers]
+        assert any(way.startswith("declined") for way in ways)  # their first words were given; those of the others not
+        assert made.unaided == tuple(i for i, way in enumerate(ways) if way.startswith(("direct", "wrapped")))
+
+
+def test_lists_are_cut_to_answers_without_a_given_opening() -> None:
+    rows, good = torch.arange(8.0).reshape(4, 2), torch.tensor([True, False, True, False])
+    kept, lost = StateList(rows[0], rows, good, unaided=(1, 2)), StateList(rows[0], rows, good, unaided=(0, 2))
+    (part,) = unaided([kept, lost])  # of the other one only good answers would be left
+    assert part.answers.tolist() == rows[1:3].tolist() and part.good.tolist() == [False, True]
 
 
 @pytest.mark.parametrize("side", ["left", "right"])

@@ -131,10 +131,10 @@ def test_training_stops_when_picks_get_no_better() -> None:
     held_out = planted(10, 1, strength=0)
     fitted = fit_ranker(planted(40, 0), held_out, SMALL, fit, log=rows.append)
     assert len(rows) == len(fitted.history) < 50
-    top = max((row["held_out/accuracy"], -row["held_out/loss"]) for row in rows)
+    top = max((row["stopping/accuracy"], -row["stopping/loss"]) for row in rows)
     kept = rows[fitted.epoch - 1]
-    assert (kept["held_out/accuracy"], -kept["held_out/loss"]) == top
-    assert picks(score_with(fitted.ranker), held_out).accuracy == kept["held_out/accuracy"]
+    assert (kept["stopping/accuracy"], -kept["stopping/loss"]) == top
+    assert picks(score_with(fitted.ranker), held_out).accuracy == kept["stopping/accuracy"]
 
 
 def test_lists_without_both_kinds_teach_nothing() -> None:

@@ -66,7 +66,7 @@ def lower_limit(k: int, n: int, confidence: float = 0.95) -> float:
     return 0.0 if k <= 0 else 1.0 - upper_limit(n - k, n, confidence)
 
 
-def wilson(k: int, n: int, confidence: float = 0.95) -> tuple[float, float]:
+def wilson(k: float, n: int, confidence: float = 0.95) -> tuple[float, float]:
     """Wilson's score interval of a proportion with k of n successes; (0, 1) when n = 0."""
     if n == 0:
         return 0.0, 1.0
