@@ -51,7 +51,8 @@ class SafeModel:
 
     `lm` may be a PEFT wrapper; `parts` and `card` None make a bare model that decodes with `safety=False`
     only; `ranker` chooses among several answers. Every decoding option (see `decoding.DecodingOptions`) is a keyword
-    of `generate`, `generate_batch` and `stream`; what is not given comes from the export.
+    of `generate`, `generate_batch` and `stream`; what is not given comes from the export. One thread at a time uses a
+    model: `session` batches what several ask for, as the server does.
     """
 
     def __init__(
