@@ -5,6 +5,7 @@ from __future__ import annotations
 import random
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, replace
+from functools import cached_property
 from typing import Any
 
 import torch
@@ -35,14 +36,19 @@ Say = Callable[[str], None]
 
 @dataclass
 class DataSet:
-    """One data set's mixed lists: candidates, states `[1 + m, pools, depths, H]`, the head's scores (None: no head)."""
+    """One data set's mixed lists: candidates, and states `[1 + m, pools, depths, H]` by `model`."""
 
     name: str
     groups: list[Candidates]
     states: list[torch.Tensor]
-    head: list[list[float]] | None
     counts: Counts
     depths: tuple[int, ...]
+    model: SafeModel
+
+    @cached_property
+    def head(self) -> list[list[float]] | None:
+        """The head's scores of every answer, as long to compute as all states are; None for a model without one."""
+        return head_scores(self.model, self.groups)
 
     def lists(self, depth: int, pool: str, with_head: bool = False) -> list[StateList]:
         """What a ranker sees at `depth` (blocks); `with_head` adds the head's score to each answer's state."""
@@ -78,7 +84,7 @@ def load_data_sets(
         )
         groups, counts = group(sampled, labelled_by)
         states = read_states(groups, extractor, model.renderer, cache=FeatureCache(say=say))
-        found[name] = DataSet(name, groups, states, head_scores(model, groups), counts, extractor.depths)
+        found[name] = DataSet(name, groups, states, counts, extractor.depths, model)
         say(f"  {len(groups)} lists have both kinds: {counts}")
     return found
 
