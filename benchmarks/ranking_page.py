@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from pathlib import Path
 from typing import Any
 
@@ -49,18 +49,18 @@ def shown(value: Any) -> str:
 
 
 def write_page(folder: Path, results: Mapping[str, Part], note: str) -> list[Path]:
-    """Writes `ranking.md`, and `ranking.png` once there are depths or attacks to draw."""
+    """Writes `ranking.md`, and `ranking.png` once there is something to draw."""
     written = [write_text(folder / "ranking.md", page(results, note))]
-    if results.get("depths") or results.get("best_of"):
+    if any(results.get(name) for name in PANELS):
         written.append(_picture(folder / "ranking.png", results))
     return written
 
 
 def _picture(path: Path, results: Mapping[str, Part]) -> Path:
-    figure = Figure(figsize=(10, 4.2), layout="constrained")
-    left, right = figure.subplots(1, 2)
-    _depths(left, results.get("depths", {}))
-    _attacks(right, results.get("best_of", {}))
+    panels = [(draw, results[name]) for name, draw in PANELS.items() if results.get(name)]
+    figure = Figure(figsize=(5.2 * len(panels), 4.2), layout="constrained")
+    for axis, (draw, part) in zip(figure.subplots(1, len(panels), squeeze=False)[0], panels, strict=True):
+        draw(axis, part)
     return save(figure, path)
 
 
@@ -92,15 +92,32 @@ def _end(figure: Mapping[str, Any], side: int) -> float:
     return max(value, figure["value"]) if side else min(value, figure["value"])
 
 
+def _kinds(axis: Any, part: Part) -> None:
+    columns = ("malicious", "benign", "without given openings")
+    _bars(axis, {column: {name: row.get(column) for name, row in part.items()} for column in columns})
+    axis.set(ylim=(0, 1.6), ylabel="good picks on held-out lists", title="Kinds of scorer")
+
+
 def _attacks(axis: Any, part: Part) -> None:
+    _bars(axis, part)
+    axis.set(ylim=(0, 1.6), ylabel="share that is bad", title="Best of m")
+
+
+def _bars(axis: Any, part: Part) -> None:
+    """A group of bars for each row, a colour for each of its figures, with intervals where there are any."""
     names = list(dict.fromkeys(name for row in part.values() for name in row))
     width = 0.8 / max(1, len(names))
     for index, name in enumerate(names):
-        values = [row.get(name) for row in part.values()]
-        heights = [v["value"] if isinstance(v, Mapping) and v.get("value") is not None else 0.0 for v in values]
-        at = [place + index * width for place in range(len(part))]
-        axis.bar(at, heights, width, color=(*COLOURS, GREY)[index % (len(COLOURS) + 1)], label=name)
-    axis.set_xticks([place + 0.4 for place in range(len(part))], list(part), rotation=20)
-    axis.set(ylabel="share that is bad", title="Best of m")
-    if names:
-        axis.legend(fontsize=7)
+        at = [place + (index + 0.5) * width for place in range(len(part))]
+        found = [(x, row.get(name)) for x, row in zip(at, part.values(), strict=True)]
+        known = [(x, figure) for x, figure in found if isinstance(figure, Mapping) and figure.get("value") is not None]
+        heights = [figure["value"] for _, figure in known]
+        ends = [[abs(_end(figure, side) - figure["value"]) for _, figure in known] for side in (0, 1)]
+        colour = (*COLOURS, GREY)[index % (len(COLOURS) + 1)]
+        axis.bar([x for x, _ in known], heights, width, yerr=ends, color=colour, label=name, error_kw={"lw": 0.8})
+    axis.set_xticks([place + 0.4 for place in range(len(part))], list(part), rotation=15)
+    axis.set_yticks([0.0, 0.2, 0.4, 0.6, 0.8, 1.0])
+    axis.legend(fontsize=7, loc="upper left")
+
+
+PANELS: dict[str, Callable[[Any, Part], None]] = {"depths": _depths, "kinds": _kinds, "best_of": _attacks}
