@@ -147,10 +147,9 @@ def _ranking(safety: Mapping[str, Any]) -> list[str]:
         "print(out.text, out.ranking.scores)\n"
         'print(model.rank(messages, ["Mix flour and water.", "I cannot help."]).order)\n```'
     )
-    note = f"\n\nOf these figures: {training['note']}." if training.get("note") else ""
     what = RANKING.format(parameters=f"{training['parameters']:,}" if "parameters" in training else "few")
     settings = _table(("setting", "value"), ranker["settings"].items())
-    return [f"## Ranker\n\n{what}\n\n{used}\n\n{settings}\n\n{_table(heading, rows) if rows else ''}{note}".rstrip()]
+    return [f"## Ranker\n\n{what}\n\n{used}\n\n{settings}\n\n{_table(heading, rows) if rows else ''}".rstrip()]
 
 
 def _share(value: float | None, interval: Sequence[float] | None) -> str:
