@@ -164,13 +164,13 @@ def _fit(config: TrainConfig, data: RankerData, say: Say, tracker: Tracker) -> t
         metrics.write({"step": epoch, **metrics.note, **row})
         tracker.metrics(row, epoch)
         say(
-            f"  epoch {epoch}/{config.ranker.fit.epochs}: loss {row['loss']:.3f}, to stop by: loss "
-            f"{row['stopping/loss']:.3f}, picks {row['stopping/accuracy']:.1%} good (at random "
-            f"{row['stopping/random']:.1%})"
+            f"  epoch {epoch}/{config.ranker.fit.epochs}: loss {row['loss']:.3f}; to stop by: loss "
+            f"{row['stopping/loss']:.3f}, {row['stopping/accuracy']:.1%} good picks"
         )
 
     settings, fit = ranker_settings(config), fit_settings(config)
-    say(f"ranker: {len(data.train)} lists to learn from, {len(data.stopping)} to stop by, {len(data.held_out)} beside")
+    counts = f"{len(data.train)} lists to learn from, {len(data.stopping)} to stop by, {len(data.held_out)} held out"
+    say(f"ranker: {counts}")
     return fit_ranker(data.train, data.stopping, settings, fit, config.seed, log), time.monotonic() - started
 
 
