@@ -58,7 +58,7 @@ from safealign.evaluation.metrics.rates import Rate
 from safealign.evaluation.sets import load_set
 from safealign.files import write_text
 from safealign.model import SafeModel
-from safealign.modeling.identity import model_digest, tensors_digest
+from safealign.modeling.identity import guarded_digest
 from safealign.ranking import Fitted, RankerSettings, StateList, fit_ranker, picks, score_with, unaided
 from safealign.ranking.picking import Score
 from safealign.ranking.scorers import RankerScorer, Scorer
@@ -121,8 +121,7 @@ class Study:
         """What kept rows must agree in."""
         parts = self.model.parts
         lm: Any = self.model.hf if parts is None else parts.lm
-        beside = {} if parts is None else {k: v for k, v in lm.state_dict().items() if "safety_" in k}
-        content = [model_digest(lm), tensors_digest(beside), asdict(self.config.ranker), asdict(self.config.data)]
+        content = [guarded_digest(lm), asdict(self.config.ranker), asdict(self.config.data)]
         content += [{**self.own, "parts": ""}, machine()]
         return hashlib.sha256(json.dumps(content, sort_keys=True, default=str).encode()).hexdigest()[:24]
 

@@ -20,7 +20,6 @@ from safealign.evaluation.systems import System
 from safealign.files import write_text
 from safealign.judges.harm_answer import attack_succeeded
 from safealign.judges.refusal import RefusalMatcher
-from safealign.modeling.loading import weights_digest
 from safealign.session import Output
 
 Progress = Callable[[int], None]
@@ -132,8 +131,7 @@ def _digest(
     """What a kept cell must agree in to be used again."""
     card = system.model.card.to_dict() if system.model.card is not None else None
     # Two models can carry the same card, and a bare one carries none: the weights tell them apart.
-    weights = weights_digest(system.model.hf)
-    content = [system.name, dict(system.options), card, weights, judge, max_new_tokens, conversations]
+    content = [system.name, dict(system.options), card, system.weights, judge, max_new_tokens, conversations]
     return hashlib.sha256(json.dumps(content, sort_keys=True, default=str).encode()).hexdigest()
 
 

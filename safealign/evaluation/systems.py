@@ -4,9 +4,11 @@ from __future__ import annotations
 
 from collections.abc import Mapping
 from dataclasses import dataclass, field
+from functools import cached_property
 from typing import Any
 
 from safealign.model import SafeModel
+from safealign.modeling.identity import guarded_digest
 
 UNDEFENDED, OURS, PLAIN_SFT = "undefended", "safealign", "plain SFT"
 
@@ -24,6 +26,11 @@ class System:
     def key(self) -> str:
         """Name as a file name."""
         return "".join(c if c.isalnum() else "_" for c in self.name.lower())
+
+    @cached_property
+    def weights(self) -> str:
+        """Digest of the model and its safety parts, which do not change while systems are measured."""
+        return guarded_digest(self.model.hf)
 
     @property
     def guarded(self) -> bool:

@@ -45,6 +45,11 @@ def model_digest(lm: Any) -> str:
     return tensors_digest(tensors, config, _switches(lm))
 
 
+def guarded_digest(lm: Any) -> str:
+    """Digest of a model together with its safety parts: of all that its guarded answers depend on but the options."""
+    return tensors_digest({k: v for k, v in lm.state_dict().items() if "safety_" in k}, model_digest(lm))
+
+
 def tensors_digest(tensors: Mapping[str, torch.Tensor], *before: Any) -> str:
     """Digest of tensors, whatever their order (names, number formats, shapes, every byte), and of plain values."""
     digest = hashlib.sha256(json.dumps(before, sort_keys=True, default=str).encode())

@@ -20,7 +20,7 @@ from safealign.data.rendering import Renderer
 from safealign.data.splicing import splice_all
 from safealign.judges.harm_answer import degeneracy
 from safealign.layout import Rendered, Span
-from safealign.modeling.loading import weights_digest
+from safealign.modeling.identity import ModelIdentity
 from safealign.sampling.deep import write_long
 from safealign.sampling.keeping import Portions, cached
 from safealign.sampling.labelling import Labeller
@@ -58,6 +58,7 @@ class Sampler:
         self.folder = folder or cache_dir() / "sampled"
         self.only_cached, self.labeller, self.say = only_cached, labeller, say
         self._writer = Writer(model, renderer, settings)
+        self._identity = ModelIdentity(model)
 
     def everyday(self, harmless: Callable[[str], bool], progress: Progress | None = None) -> list[Record]:
         """Everyday requests that pass `harmless`, de-duplicated, each with the model's own greedy answer."""
@@ -225,7 +226,7 @@ class Sampler:
     ) -> str:
         names = (kind, *shaped_by)
         settings = {name: getattr(self.settings, name) for name in names}
-        content = [kind, weights_digest(self.model), self.renderer.tokenizer.chat_template, settings, list(texts)]
+        content = [kind, self._identity.digest(), self.renderer.tokenizer.chat_template, settings, list(texts)]
         content += [] if labeller is None else [labeller.key]
         return f"{kind}-{hashlib.sha256(json.dumps(content, sort_keys=True).encode()).hexdigest()[:24]}"
 

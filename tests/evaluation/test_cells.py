@@ -8,6 +8,7 @@ from pathlib import Path
 from typing import Any
 
 import pytest
+import torch
 
 from safealign.data.records import MALICIOUS
 from safealign.evaluation.attacks import DirectAttack, PrefillAttack
@@ -37,7 +38,7 @@ def test_a_cell_is_read_back_and_not_measured_again(kit, tmp_path: Path, monkeyp
     assert len(first.ids) == len(first.p) == first.success.n == 3
 
 
-@pytest.mark.parametrize("change", ["prompts", "length", "options", "weights", "card"])
+@pytest.mark.parametrize("change", ["prompts", "length", "options", "weights", "late weight", "head", "card"])
 def test_whatever_changes_is_measured_again(kit, tmp_path: Path, change: str, monkeypatch) -> None:
     system, n, tokens = System("ours", kit.defended()), 3, 3
     _measure(system, kit, tmp_path)
@@ -49,6 +50,12 @@ def test_whatever_changes_is_measured_again(kit, tmp_path: Path, change: str, mo
         system = replace(system, options={"gate": False})
     elif change == "weights":
         system = System("ours", kit.defended(seed=1))
+    elif change in ("late weight", "head"):
+        system = System("ours", kit.defended())
+        named = dict(system.model.hf.named_parameters())
+        name = next(n for n in named if ("safety_head" if change == "head" else "down_proj") in n)
+        with torch.no_grad():
+            named[name].view(-1)[-1] += 1.0
     else:
         system = System("ours", kit.defended(tau=1))
     _forbid(monkeypatch, system)

@@ -3,12 +3,14 @@
 from __future__ import annotations
 
 from collections.abc import Callable
+from copy import deepcopy
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
 import pytest
 import torch
+from peft import LoraConfig, get_peft_model
 from tiny_models import talkative_model
 
 from safealign.data.records import BENIGN, MALICIOUS, Message, Record
@@ -128,7 +130,13 @@ def _bare(record: Record) -> Record:
     return replace(record, where="")
 
 
-def test_what_changes_the_samples_changes_the_cache_file(sampler: MakeSampler, tmp_path: Path) -> None:
+def _adapted(lm: Any) -> Any:
+    """The model with an adapter on it, whose weights are those of no file."""
+    adapted = get_peft_model(deepcopy(lm), LoraConfig(target_modules=["q_proj"], init_lora_weights=False))
+    return adapted.get_base_model()
+
+
+def test_what_changes_the_samples_changes_the_cache_file(sampler: MakeSampler, model: Any, tmp_path: Path) -> None:
     renderer = Renderer(tiny_tokenizer())
     renderer.tokenizer.chat_template += " "
     made = [
@@ -136,6 +144,7 @@ def test_what_changes_the_samples_changes_the_cache_file(sampler: MakeSampler, t
         sampler(compliant=4),
         sampler(compliant_max_new_tokens=20),
         sampler(lm=talkative_model(1)),
+        sampler(lm=_adapted(model)),
         sampler(renderer=renderer),
     ]
     for one in made:
