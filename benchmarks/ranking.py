@@ -3,9 +3,10 @@
     python -m benchmarks.ranking [model.path=outputs/llama_lora/export] [overrides of +recipe=srr …]
 
 Its own keys: `parts=accuracy,depths,kinds,best_of,cost` (any of them), `sets=…` and `benign=…` (data sets of malicious
-and of benign requests), `requests=150` of each, `train=75` lists of each that rankers learn from (half of the lists
-where there are fewer than twice as many), `seeds=3`, `prompts=100` of each evaluation set, `best_of=8`, `tokens=48`,
-`rounds=9` of timing. Rankers are trained here, on the model's own answers.
+and of benign requests), `requests=150` of each malicious set, `train=75` lists of each that rankers learn from (half of
+the lists where there are fewer than twice as many), `benign_requests=400` and `benign_train=270` of each benign set,
+`seeds=3`, `prompts=100` of each evaluation set, `best_of=8`, `tokens=48`, `rounds=9` of timing. Rankers are trained
+here, on the model's own answers.
 
 - accuracy: by data set, and transfer between them; benign lists are in every training set, and a test of their own.
 - depths: last token against mean, at seven depths. kinds: listwise, pointwise, our safety head, and both together.
@@ -73,6 +74,8 @@ DEFAULTS = {
     "benign": ",".join(BENIGN_SETS),
     "requests": "150",
     "train": "75",
+    "benign_requests": "400",
+    "benign_train": "270",
     "seeds": "3",
     "prompts": "100",
     "best_of": "8",
@@ -99,7 +102,8 @@ class Study:
     def data(self) -> dict[str, DataSet]:
         """Every data set's lists."""
         names = dict.fromkeys(self.own["sets"].split(","), MALICIOUS) | {name: BENIGN for name in self.benign}
-        return load_data_sets(self.config, self.model, names, int(self.own["requests"]), self.say)
+        counts = {MALICIOUS: int(self.own["requests"]), BENIGN: int(self.own["benign_requests"])}
+        return load_data_sets(self.config, self.model, names, counts, self.say)
 
     @property
     def benign(self) -> list[str]:
@@ -169,7 +173,8 @@ class Study:
         for name in names:
             found = self.data[name]
             lists = found.lists(self.depth(settings.layer), settings.pool, with_head)
-            chosen, others = parted(found.groups, int(self.own["train"]), seed)
+            wanted = self.own["benign_train" if name in self.benign else "train"]
+            chosen, others = parted(found.groups, int(wanted), seed)
             train += [lists[i] for i in chosen]
             test += [lists[i] for i in others]
         return train, test

@@ -70,22 +70,22 @@ def with_score(one: StateList, scores: Sequence[float]) -> StateList:
 
 
 def load_data_sets(
-    config: TrainConfig, model: SafeModel, names: Mapping[str, str], count: int, say: Say
+    config: TrainConfig, model: SafeModel, names: Mapping[str, str], counts: Mapping[str, int], say: Say
 ) -> dict[str, DataSet]:
-    """`names`: data set → label of the requests taken from it, at most `count` of each."""
+    """`names`: data set → label of the requests taken from it, at most `counts` of that label from each."""
     lm: Any = model.hf if model.parts is None else model.parts.lm
     extractor = HiddenExtractor(lm, (*DEPTHS, config.ranker.layer), POOLS)
     labelled_by, settings, quick, found = judge(config), candidate_settings(config), quick_copy(lm), {}
     for name, label in names.items():
-        requests = requests_of(name, label, count, config, model)
+        requests = requests_of(name, label, counts[label], config, model)
         say(f"{name}: {settings.per_request} answers to each of {len(requests)} {label} requests")
         sampled = sample_candidates(
             quick, model.renderer, settings, requests, ways(config, model.renderer), folder=candidate_folder(), say=say
         )
-        groups, counts = group(sampled, labelled_by)
+        groups, left = group(sampled, labelled_by)
         states = read_states(groups, extractor, model.renderer, cache=FeatureCache(say=say))
-        found[name] = DataSet(name, groups, states, counts, extractor.depths, model)
-        say(f"  {len(groups)} lists have both kinds: {counts}")
+        found[name] = DataSet(name, groups, states, left, extractor.depths, model)
+        say(f"  {len(groups)} lists have both kinds: {left}")
     return found
 
 

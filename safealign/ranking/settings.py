@@ -66,7 +66,7 @@ class CandidateSettings:
     """
 
     malicious: int = 300
-    benign: int = 180
+    benign: int = 420
     direct: int = 6
     wrapped: int = 4
     prefilled: int = 3

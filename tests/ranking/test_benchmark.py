@@ -42,6 +42,8 @@ def test_every_part_is_measured_kept_and_shown(tmp_path: Path, monkeypatch: pyte
         f"benign={_file(tmp_path / 'good.jsonl', 'benign')}",
         "requests=10",
         "train=5",
+        "benign_requests=8",
+        "benign_train=4",
         "seeds=2",
         "prompts=3",
         "best_of=3",
@@ -56,6 +58,8 @@ def test_every_part_is_measured_kept_and_shown(tmp_path: Path, monkeypatch: pyte
     assert ranking.main([*arguments, "parts=accuracy,depths"]) == 0
     first = json.loads((folder / "ranking.json").read_text(encoding="utf-8"))
     assert set(first["results"]) == {"accuracy", "depths"}
+    asked_for = {Path(name).stem: n for name, n in first["results"]["accuracy"]["requests"].items()}
+    assert asked_for == {"bad": 10, "good": 8}
     assert ranking.main([*arguments, "parts=kinds,best_of,cost"]) == 0
     found = json.loads((folder / "ranking.json").read_text(encoding="utf-8"))
     assert found["results"]["depths"] == first["results"]["depths"]
