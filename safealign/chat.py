@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import sys
+import unicodedata
 from collections.abc import Callable
 from contextlib import closing
 from typing import TYPE_CHECKING, Any
@@ -88,7 +89,7 @@ class Chat:
         with closing(self.model.stream(asked, **self.options)) as events:
             for event in events:
                 style = "" if event.p is None else colour(event.p)
-                self.console.print(Text(event.text, style=style), end="", soft_wrap=True)
+                self.console.print(Text(_harmless(event.text), style=style), end="", soft_wrap=True)
                 found = event.output or found
         assert found is not None  # a stream ends with its output
         return found
@@ -101,6 +102,11 @@ class Chat:
         self.console.print(Text(text, style="dim"))
 
 
+def _harmless(text: str) -> str:
+    """The text without what a terminal would obey: control characters but for line ends and tabs."""
+    return "".join(c for c in text if c in "\n\t" or unicodedata.category(c) != "Cc")
+
+
 def main(config: ChatConfig) -> None:
     """Loads the export and reads lines until the end of input."""
     from safealign.model import load
@@ -108,7 +114,7 @@ def main(config: ChatConfig) -> None:
     console = Console(highlight=False)
     if config.threads:
         torch.set_num_threads(config.threads)
-    console.print(f"loading {config.model.path}")
+    console.print(Text(f"loading {config.model.path}"))
     model = load(config.model.path, dtype=config.model.dtype, attn=config.model.attn, offline=config.offline)
     console.print(Text(HELP, style="dim"))
     chat = Chat(model, decoding_changes(config.decoding), console, config.system, config.forget_refused)

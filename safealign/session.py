@@ -130,8 +130,8 @@ class Session:
     def step(self) -> list[tuple[Answer, StreamEvent]]:
         """One more token for every live answer; what became certain, and the output of each that finished.
 
-        Raises what the engine raises. Where `failed` then names answers, it was their prompts that could not be fed:
-        the others can be stepped on.
+        Raises what the engine raises. Where `failed` then names answers, it was their prompts that could not be fed, or
+        they came to verdicts or logits that are no numbers: the others can be stepped on.
         """
         self.run.step()
         return self.events()
@@ -150,7 +150,7 @@ class Session:
         return found
 
     def failed(self) -> list[Answer]:
-        """The answers whose prompts could not be fed; no event will come for them."""
+        """The answers that could not be fed or judged; no event will come for them."""
         found = [answer for answer in self._open if answer.row.finish == FAILED]
         self._open = [answer for answer in self._open if answer not in found]
         return found

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import io
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -76,6 +77,19 @@ def test_text_has_the_colour_of_the_newest_verdict(calm: SafeModel) -> None:
     for event in calm.stream([{"role": "user", "content": "Hello"}], schedule="every"):
         assert event.output is not None or 0.0 < (event.p or 0.0) < 1.0
     assert all(event.p is None for event in calm.stream([{"role": "user", "content": "Hello"}], safety=False))
+
+
+def test_the_terminal_obeys_nothing_that_the_model_writes(calm: SafeModel, monkeypatch: pytest.MonkeyPatch) -> None:
+    chat, shown = make(calm)
+    real = calm.stream
+
+    def stream(*args: Any, **options: Any) -> Any:
+        for event in real(*args, **options):
+            yield event if event.output else replace(event, text="a\x1b]0;b\x07\x1b[2J\x9b1Kc\rd\te\n")
+
+    monkeypatch.setattr(calm, "stream", stream)
+    chat.say("Hello")
+    assert "a]0;b[2J1Kcd    e\n" in shown.getvalue() and not set(shown.getvalue()) & set("\x1b\x07\x9b\r")
 
 
 # ---- Ctrl-C -------------------------------------------------------------------------------------------------

@@ -19,6 +19,8 @@ from transformers.masking_utils import sdpa_mask
 from safealign.decoding.packing import Packing
 
 NAME = "safealign_grouped_sdpa"
+# `model_type`s whose attention takes packed rows (tests/architectures): others may count rows by their ids' shape.
+PACKED = frozenset({"llama", "mistral", "qwen2", "qwen3", "gemma3_text", "phi", "phi3", "olmo2"})
 _FEW = 16  # query rows up to which making them of query heads pays
 
 
@@ -101,7 +103,7 @@ def grouped(lm: Any, packing: Packing | None = None) -> Iterator[None]:
     `packing` is for the models that `packs` names.
     """
     config = lm.config
-    if not packs(lm):
+    if not groups(lm):
         yield
         return
     config._attn_implementation = NAME
@@ -114,6 +116,11 @@ def grouped(lm: Any, packing: Packing | None = None) -> Iterator[None]:
 
 
 def packs(lm: Any) -> bool:
+    """Whether padding may be left out of this model's forwards: the grouped form, and code that was tried with it."""
+    return lm.config.model_type in PACKED and groups(lm)
+
+
+def groups(lm: Any) -> bool:
     """Whether this model runs the grouped form: sdpa attention whose query heads share keys.
 
     Not a model with an indexer: under a name that its code does not know, the keys that it chose are handed on instead

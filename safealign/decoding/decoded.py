@@ -23,7 +23,7 @@ class DecodedRow:
     which the row turned to REFUSING, None if it did not. `spared`: up to the end of what an intervention inserted, in
     which stop strings do not count: a refusal is shown whole. `woken`: steps at which the token head asked for a
     window; `stirs`: its logit of each token, if recorded. `finish`: `stop`, `length`, `refusal` (the fixed one),
-    `cancelled` or `error` (its prompt could not be fed) once done. `eos_ids` end it.
+    `cancelled` or `error` (its prompt could not be fed, or what came of it is no number) once done. `eos_ids` end it.
     """
 
     prompt: Prompt

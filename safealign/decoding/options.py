@@ -32,13 +32,17 @@ class CalibratedThresholds:
         return 1.0 / (1.0 + math.exp(-scaled))
 
 
+COLDEST = 1e-4  # a temperature below it divides logits into infinities, and means greedy
+
+
 @dataclass(frozen=True)
 class DecodingOptions:
     """How answers are decoded.
 
     A threshold is a probability in (0, 1), `calibrated` (the export's own) or None (off); whatever is given
-    is compared as a logit. `temperature` 0 is greedy. `seed`: row i of a batch draws from a generator of its
-    own, seeded with seed + i; None takes a fresh seed. Raises ConfigError for values out of range.
+    is compared as a logit. `temperature` 0 is greedy, and so is less than 0.0001. `seed`: row i of a batch draws
+    from a generator of its own, seeded with seed + i; None takes a fresh seed. Raises ConfigError for values out
+    of range.
     """
 
     schedule: str = "annealing"  # first | periodic | annealing | every | cascade
@@ -77,6 +81,8 @@ class DecodingOptions:
         problems = [*_kind_problems(self), *_range_problems(self), *_threshold_problems(self)]
         if problems:
             raise ConfigError("decoding options: " + "; ".join(problems))
+        if self.temperature < COLDEST:
+            object.__setattr__(self, "temperature", 0.0)
         make_schedule(self.schedule, interval=self.interval, floor=self.floor)
 
     def override(self, changes: Mapping[str, Any]) -> DecodingOptions:

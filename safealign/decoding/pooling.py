@@ -36,6 +36,7 @@ class BatchMemory:
         if self._states is None:
             self._allocate(states)
         assert self._states is not None
+        self._states[row] = 0.0  # a window reads past its end, times zero: what stands there must be a number
         self._prompts[row], self._lengths[row] = prompt, len(states)
         self._n_content[row] = sum(span.length for span in prompt.content)
         self._content[row] = sum_over(states, prompt.content)

@@ -234,4 +234,5 @@ class Rules:
         return self.schedule.is_scheduled(step) or (final and self.schedule.largest_gap() is not None)
 
     def _fires(self, logit: float, theta: float | None) -> bool:
-        return not self.record and theta is not None and logit >= theta
+        # What is no number is below nothing: a broken verdict counts as an alarm.
+        return not self.record and theta is not None and not logit < theta

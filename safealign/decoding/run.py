@@ -2,9 +2,13 @@
 
 from __future__ import annotations
 
+import logging
+import math
 from collections import deque
 from collections.abc import Sequence
 from typing import TYPE_CHECKING
+
+import torch
 
 from safealign.decoding.decoded import CANCELLED, FAILED, DecodedRow
 from safealign.decoding.engine import Fed
@@ -16,10 +20,12 @@ from safealign.decoding.rows import Prompt
 from safealign.decoding.rules import ActionKind, Probe, Transition
 from safealign.decoding.sampler import Draw, RowNoise
 from safealign.decoding.stopping import StopStrings
-from safealign.errors import ConfigError
+from safealign.errors import ConfigError, DataError
 
 if TYPE_CHECKING:
     from safealign.decoding.decoder import Decoder
+
+logger = logging.getLogger("safealign.decoding")
 
 
 class Run:
@@ -92,19 +98,43 @@ class Run:
 
         A token may be shown as soon as it is chosen: its own verdict can only withdraw what comes after it, or an
         end (of the turn, or of a stop string).
+
+        Raises DataError where a row came to verdicts or logits that are no numbers. `finish` says which; it is out of
+        the batch, and the run can be stepped on for the others.
         """
-        self._advance([row for row in self.live if row.unfed])
+        broken = self._advance([row for row in self.live if row.unfed])
         self._retire()
         self.admit()
-        self._sample()
+        broken += self._sample()
         self._retire()
+        if broken:
+            raise self._not_finite(broken)
 
-    def _advance(self, rows: Sequence[DecodedRow]) -> None:
+    def _advance(self, rows: Sequence[DecodedRow]) -> list[DecodedRow]:
+        """Feeds and judges; returns the rows that no verdict can be had of, as failed."""
         if not rows:
-            return
+            return []
         verdicts = self._feed([(row, self._probes(row)) for row in rows])
-        self._interventions.carry_out(
-            [(row, self._judge(row, found)) for row, found in zip(rows, verdicts, strict=True)]
+        moves, broken = [], []
+        for row, found in zip(rows, verdicts, strict=True):
+            if all(math.isfinite(logit) for _, logit in found):
+                moves.append((row, self._judge(row, found)))
+            else:
+                broken.append(row)
+        self._interventions.carry_out(moves)
+        return self._fail(broken)
+
+    @staticmethod
+    def _fail(rows: list[DecodedRow]) -> list[DecodedRow]:
+        for row in rows:
+            row.finish = FAILED
+        return rows
+
+    def _not_finite(self, rows: Sequence[DecodedRow]) -> DataError:
+        dtype = str(getattr(self.engine, "dtype", "")).removeprefix("torch.")
+        return DataError(
+            f"{len(rows)} answer{'s' * (len(rows) > 1)} came to verdicts or logits that are no finite numbers"
+            f"{f' in {dtype}' * bool(dtype)}: load the model with dtype=bf16 or fp32, and check its weights"
         )
 
     def _reach(self) -> int:
@@ -131,12 +161,14 @@ class Run:
             self._one_by_one = max(0, self._one_by_one - 1)
             try:
                 self._open(rows)
-            except Exception:
+            except Exception as error:
                 self._take_out(rows)
                 if len(rows) == 1:
                     rows[0].finish = FAILED
                     self.finished += 1
                     raise
+                # The kind alone: its words may quote a prompt.
+                logger.warning("%d prompts failed together (%s): fed one by one", len(rows), type(error).__name__)
                 self._waiting.extendleft(reversed(rows))
                 self._one_by_one = len(rows)
             self._retire()
@@ -163,6 +195,8 @@ class Run:
         # An open gate lets the prompt's last rows see its verdict, so that both need one forward.
         apart = safety and not self.options.fused and not self.options.gate
         fed = self.engine.prefill(feeds, apart=apart)
+        if not all(math.isfinite(logit) for found in fed.verdicts for logit in found) or _nan_rows(fed.logits):
+            raise self._not_finite(rows)
         self._logits.keep(rows, fed.logits)
         if not safety:
             return
@@ -175,10 +209,15 @@ class Run:
 
     # ---- one token -----------------------------------------------------------------------------------------
 
-    def _sample(self) -> None:
+    def _sample(self) -> list[DecodedRow]:
+        """Gives every live row one more token; returns the rows that none can be chosen for, as failed."""
         if not self.live:
-            return
+            return []
         logits = self._logits.of(self.live)
+        if found := _nan_rows(logits):
+            broken = self._fail([self.live[index] for index in found])
+            self._retire()
+            return broken + self._sample()
         draws = [Draw(row.options, row.noise, row.tokens, row.prompt.rendered.input_ids) for row in self.live]
         chosen = self.decoder.sampler.choose(logits, draws)
         for row, token in zip(self.live, chosen, strict=True):
@@ -188,6 +227,7 @@ class Run:
             row.shown = row.state.shown(len(row.tokens) - row.ended)
             if row.final and not self._probes(row) and not self._is_looked_at(row):
                 row.end()
+        return []
 
     def _is_looked_at(self, row: DecodedRow) -> bool:
         """Whether the state of the newest token is wanted. Of an end of turn it is not."""
@@ -243,5 +283,10 @@ class Run:
             self.finished += 1
             self._logits.drop(row)
             self.engine.close(row.place)
-            if self.decoder.observer is not None:
+            if self.decoder.observer is not None and row.finish != FAILED:
                 self.decoder.observer.settle(row)
+
+
+def _nan_rows(logits: torch.Tensor | None) -> list[int]:
+    """Rows of `[N, V]` that are not a number: one column tells, since each is a sum over the whole state."""
+    return [] if logits is None else torch.isnan(logits[:, 0]).nonzero().flatten().tolist()

@@ -3,8 +3,8 @@
 Each row has columns of its own: two for the slot, then its text, then scratch room for rows that leave no
 trace. Because the explicit mask says who sees what, physical order is irrelevant: the slot's two columns take
 turns (a new verdict is written into the one that is not in use, so text of the same forward can see either),
-withdrawn tokens are simply overwritten, and a finished row is replaced by the last one. For the same reason nothing
-has to be wiped before buffers are used again: what stands there is finite, and nobody may attend to it.
+withdrawn tokens are simply overwritten, and a finished row is replaced by the last one. What a row leaves behind is
+wiped: a mask adds to scores and multiplies no value away, so one that is no number would reach whoever comes next.
 """
 
 from __future__ import annotations
@@ -79,10 +79,10 @@ class SlotCache(Cache):
     def drop(self, row: int) -> None:
         """Frees `row`: the last row in use takes its place."""
         last = self.n_rows - 1
-        if row != last:
-            for keys, values in self._buffers:
-                keys[row] = keys[last]
-                values[row] = values[last]
+        for buffer in (one for layer in self._buffers for one in layer):
+            if last < len(buffer):  # a layer that found no memory has not grown
+                buffer[row] = buffer[last]
+                buffer[last] = 0
         self.n_rows = last
         if not last and not self.capacity:
             self._buffers = []
@@ -98,6 +98,8 @@ class SlotCache(Cache):
         """Frees every row of a preallocated cache that is large enough to be used again; says whether it is."""
         fits = 0 < capacity <= self.capacity and max_rows <= self.max_rows
         if fits:
+            for buffer in (one for layer in self._buffers for one in layer):
+                buffer[: self.n_rows] = 0
             self.n_rows = 0
         return fits
 

@@ -18,6 +18,7 @@ from safealign.errors import UnsupportedModelError
 from safealign.layout.masks import windowed
 
 FULL, SLIDING = "full_attention", "sliding_attention"
+_MOVING_ROPES = frozenset({"dynamic", "longrope"})
 # `model_type`s whose windows are tested against the model's own (tests/architectures).
 WINDOWED = frozenset({"mistral", "phi3", "qwen2", "qwen3", "gemma2", "gemma3_text"})
 
@@ -97,6 +98,12 @@ def check_supported(lm: nn.Module) -> None:
             f"{name} uses ALiBi, which places tokens by their order in memory; the safety token stands by its position "
             "id alone; choose a model with rotary positions"
         )
+    if moving := _moving_rope(config):
+        raise UnsupportedModelError(
+            f"{name} has rotary positions of type {moving}, which change with the longest text of a batch: a verdict "
+            "would depend on the neighbours, and cached keys would be of another kind than new ones; choose a model "
+            "without them, for Phi-3 one of those with a context of 4k"
+        )
     if getattr(config, "_attn_implementation", "sdpa") not in ("sdpa", "eager"):
         raise UnsupportedModelError(
             f"{name} was loaded with {config._attn_implementation} attention; load it with model.attn=sdpa or eager"
@@ -108,6 +115,14 @@ def check_supported(lm: nn.Module) -> None:
         _check_forward(lm, masks, name)
     finally:
         lm.train(was_training)
+
+
+def _moving_rope(config: Any) -> str:
+    """The type of rotary positions whose frequencies depend on a forward's longest text; "" for none."""
+    given = getattr(config, "rope_parameters", None) or getattr(config, "rope_scaling", None) or {}
+    every = [given, *(value for value in given.values() if isinstance(value, dict))]
+    types = {str(one.get("rope_type", one.get("type", ""))) for one in every}
+    return next(iter(sorted(types & _MOVING_ROPES)), "")
 
 
 def _has_alibi(config: Any) -> bool:

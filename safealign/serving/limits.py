@@ -15,8 +15,6 @@ from safealign.serving.schemas import ChatRequest
 
 # Kept free of the model's context behind an answer: a trigger may be inserted at its very end.
 MARGIN = 32
-# Below it logits overflow when they are divided by it, and nothing but the likeliest token is left anyway.
-COLDEST = 1e-4
 DRAINED = 8  # how many times the limit is read and thrown away, so that the client gets to read the error
 
 
@@ -84,8 +82,6 @@ def row_options(asked: ChatRequest, defaults: DecodingOptions, max_new_tokens: i
     """
     names = ("temperature", "top_p", "top_k", "min_p", "repetition_penalty", "stop")
     options = {name: getattr(asked, name) for name in names if getattr(asked, name) is not None}
-    if options.get("temperature", 1.0) < COLDEST:
-        options["temperature"] = 0.0
     wishes = [n for n in (asked.max_tokens, asked.max_completion_tokens) if n is not None]
     bounds = [*(wishes or [defaults.max_new_tokens]), max_new_tokens, *([] if room is None else [room])]
     options["max_new_tokens"] = min(bounds)

@@ -12,6 +12,15 @@ _WIDE: dict[str, Any] = _SMALL | {"hidden_size": 16, "num_hidden_layers": 2}
 _HEADS: dict[str, Any] = _WIDE | {"num_attention_heads": 2, "intermediate_size": 16}
 _LOCAL: dict[str, Any] = {"num_layers": 2, "num_heads": 2, "attention_types": [[["global", "local"], 1]]}
 _T5: dict[str, Any] = {"d_model": 16, "d_kv": 8, "d_ff": 8, "num_layers": 1, "num_heads": 2}
+_DYNAMIC: dict[str, Any] = {"rope_type": "dynamic", "factor": 4.0, "rope_theta": 1e4}
+_LONG: dict[str, Any] = {
+    "rope_type": "longrope",
+    "rope_theta": 1e4,
+    "factor": 8.0,
+    "original_max_position_embeddings": 32,
+    "short_factor": [1.0] * 4,
+    "long_factor": [8.0] * 4,
+}
 
 # What it is -> the model, and words of the reason.
 REFUSED: dict[str, tuple[Callable[[], Any], str]] = {
@@ -36,6 +45,14 @@ REFUSED: dict[str, tuple[Callable[[], Any], str]] = {
     "GPT-Neo (local attention in the module)": (
         lambda: t.GPTNeoForCausalLM(t.GPTNeoConfig(**_SMALL, hidden_size=16, **_LOCAL)),
         "does not feel a later token",
+    ),
+    "Phi-3 with a context of 128k (longrope)": (
+        lambda: t.Phi3ForCausalLM(t.Phi3Config(**_HEADS, original_max_position_embeddings=32, rope_parameters=_LONG)),
+        "type longrope",
+    ),
+    "Llama with dynamic rotary positions": (
+        lambda: t.LlamaForCausalLM(t.LlamaConfig(**_HEADS, rope_parameters=_DYNAMIC)),
+        "type dynamic",
     ),
     "Cohere-2 (windows not tested)": (lambda: t.Cohere2ForCausalLM(t.Cohere2Config(**_HEADS)), "never tested"),
 }

@@ -95,6 +95,12 @@ ANYTHING = st.one_of(
 )
 
 
+@pytest.mark.parametrize("temperature", [1e-5, 1e-38, 1e-45, 1e-300])
+def test_a_temperature_that_would_overflow_the_logits_is_greedy(temperature: float) -> None:
+    assert DecodingOptions(temperature=temperature).temperature == 0.0
+    assert DecodingOptions(temperature=1e-3).override({"temperature": temperature}).temperature == 0.0
+
+
 @given(st.dictionaries(st.one_of(st.sampled_from(NAMES), st.text(max_size=6)), ANYTHING, max_size=4))
 def test_whatever_is_given_is_taken_or_refused_with_a_clear_error(changes: dict[str, Any]) -> None:
     try:

@@ -11,7 +11,9 @@ from torch import nn
 from worlds import World, make_world
 
 from safealign.decoding import planning
+from safealign.decoding.attention import PACKED
 from safealign.decoding.packing import Packing
+from safealign.modeling.tiny import ARCHITECTURES, tiny_model
 
 
 @pytest.fixture
@@ -57,10 +59,19 @@ def test_under_every_schedule(
     assert any(packing.size == 2 for packing in always) or schedule != "cascade"  # a step in which some have a window
 
 
-@pytest.mark.parametrize("architecture", ["mistral", "gemma3", "qwen3"])
-def test_sliding_windows(architecture: str, with_options: Any, always: list[Packing]) -> None:
+@pytest.mark.parametrize("architecture", ["mistral", "qwen2", "qwen3", "gemma3", "phi", "phi3", "olmo2"])
+def test_every_architecture_that_packs(architecture: str, with_options: Any, always: list[Packing]) -> None:
     check(make_world(2, architecture), with_options(max_new_tokens=16, r2=5), 7, window_rate=0.4)
     assert always
+
+
+def test_no_other_architecture_packs(with_options: Any, always: list[Packing], monkeypatch: pytest.MonkeyPatch) -> None:
+    tried = {tiny_model(name).config.model_type for name in ARCHITECTURES}
+    assert tried >= PACKED
+    world = make_world(2)
+    monkeypatch.setattr(world.lm.config, "model_type", "new")
+    check(world, with_options(max_new_tokens=16, r2=5), 7, window_rate=0.4)
+    assert not always
 
 
 def test_without_safety(world: World, with_options: Any, always: list[Packing]) -> None:
