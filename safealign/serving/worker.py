@@ -140,6 +140,10 @@ class Worker:
         except SafealignError as error:
             job.send(ApiError(400, str(error)))
             return
+        except Exception as error:  # this job alone: it is in no queue any more, and nobody else would answer it
+            logger.error("a request could not be given a row (%s)", type(error).__name__)
+            job.send(prompt_failed())
+            return
         self._live[job.answer] = job
 
     def _hand_out(self, events: Iterable[tuple[Answer, StreamEvent]]) -> None:

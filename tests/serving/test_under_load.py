@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import math
 import socket
 import threading
 from collections.abc import Iterator
@@ -12,6 +13,7 @@ from typing import Any
 
 import httpx
 import pytest
+import torch
 from prometheus_client.parser import text_string_to_metric_families
 from servers import CALM, Running, build, serving, until
 
@@ -196,6 +198,31 @@ def test_a_prompt_that_fails_fails_alone() -> None:
         assert running.service.worker._session is session
         assert running.metric("safealign_requests_total", outcome="error") == 2
         assert answer(running, "And now?", max_tokens=2)["choices"]
+
+
+def test_a_request_that_cannot_be_given_a_row_is_answered_and_the_others_go_on(
+    single: Running, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    session = single.service.worker._session
+    with monkeypatch.context() as broken:
+        broken.setattr(session, "submit", boom)
+        response = single.post()
+        assert response.status_code == 500 and "out of memory" not in response.text
+    assert single.service.worker._session is session and answer(single, "And now?", max_tokens=2)["choices"]
+
+
+def test_an_answer_whose_states_overflow_fails_alone(single: Running) -> None:
+    table = single.service.model.hf.get_input_embeddings().weight
+    (z,) = single.service.model.tokenizer.encode("Z")
+    wanted, kept = answer(single, "And now?", max_tokens=4), table[z].clone()
+    with torch.no_grad():
+        table[z] = math.inf
+        try:
+            assert single.post(messages=[{"role": "user", "content": "A Z"}]).status_code == 500
+        finally:
+            table[z] = kept
+    again = answer(single, "And now?", max_tokens=4)
+    assert again["choices"][0]["message"] == wanted["choices"][0]["message"]
 
 
 def test_without_an_engine_the_server_is_not_ready(single: Running, monkeypatch: pytest.MonkeyPatch) -> None:
