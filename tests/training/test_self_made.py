@@ -136,7 +136,7 @@ def test_the_recipes_own_examples_are_those_of_its_published_figures(path: Path)
 def test_the_recipe_samples_what_it_always_did(path: Path, kit: Any, monkeypatch: pytest.MonkeyPatch) -> None:
     """Under the same names, so that what lies in a cache is found again."""
     config = _config(path, "data.sampling.everyday=2", "data.sampling.compliant=2", "data.sampling.answers=2")
-    monkeypatch.setattr("safealign.sampling.sampler.weights_digest", lambda model: "weights")
+    monkeypatch.setattr("safealign.sampling.sampler.ModelIdentity.digest", lambda self: "weights")
     monkeypatch.setattr(self_made, "quick_copy", lambda model: model)
     asked: list[str] = []
     monkeypatch.setattr("safealign.sampling.sampler.cached", lambda folder, key, make, say: asked.append(key) or [])
