@@ -219,9 +219,8 @@ class EvaluationJob:
             )
         card = self.systems[1].model.card
         if card is not None and card.calibration.get("note"):
-            summary.notes.append(
-                f"Thresholds: {card.calibration['note']}; units: {card.calibration.get('distribution')}."
-            )
+            units = f"; units: {card.calibration.get('distribution')}" * bool(card.calibration.get("distribution"))
+            summary.notes.append(f"Thresholds: {card.calibration['note']}{units}.")
         if card is not None:
             summary.meta["training"] = card.training
         summary.meta["machine"] = machine()
