@@ -9,6 +9,7 @@ wiped: a mask adds to scores and multiplies no value away, so one that is no num
 
 from __future__ import annotations
 
+import itertools
 from collections.abc import Sequence
 from typing import Any
 
@@ -79,7 +80,7 @@ class SlotCache(Cache):
     def drop(self, row: int) -> None:
         """Frees `row`: the last row in use takes its place."""
         last = self.n_rows - 1
-        for buffer in (one for layer in self._buffers for one in layer):
+        for buffer in itertools.chain.from_iterable(self._buffers):
             if last < len(buffer):  # a layer that found no memory has not grown
                 buffer[row] = buffer[last]
                 buffer[last] = 0
@@ -98,7 +99,7 @@ class SlotCache(Cache):
         """Frees every row of a preallocated cache that is large enough to be used again; says whether it is."""
         fits = 0 < capacity <= self.capacity and max_rows <= self.max_rows
         if fits:
-            for buffer in (one for layer in self._buffers for one in layer):
+            for buffer in itertools.chain.from_iterable(self._buffers):
                 buffer[: self.n_rows] = 0
             self.n_rows = 0
         return fits

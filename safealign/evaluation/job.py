@@ -219,8 +219,9 @@ class EvaluationJob:
             )
         card = self.systems[1].model.card
         if card is not None and card.calibration.get("note"):
-            units = f"; units: {card.calibration.get('distribution')}" * bool(card.calibration.get("distribution"))
-            summary.notes.append(f"Thresholds: {card.calibration['note']}{units}.")
+            units = card.calibration.get("distribution")
+            named = f"; units: {units}" if units else ""
+            summary.notes.append(f"Thresholds: {card.calibration['note']}{named}.")
         if card is not None:
             summary.meta["training"] = card.training
         summary.meta["machine"] = machine()
